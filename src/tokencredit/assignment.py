@@ -1,0 +1,44 @@
+"""From a policy and its rollouts to credit, in one call."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tokencredit import outcome
+from tokencredit.credit import Credit
+from tokencredit.methods import Method, method
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals import collect
+
+
+def assign(
+    policy: nn.Module,
+    rollouts: Rollouts,
+    m: str | Method,
+    advantages: Tensor | None = None,
+    reward_model: nn.Module | None = None,
+    step: int | None = None,
+    *,
+    batch_size: int | None = None,
+) -> Credit:
+    """Collect what a method needs from the policy, and apply it.
+
+    Args:
+        policy: a transformers causal LM, or a PEFT model around one.
+        m: a method, or the name of one with its default parameters.
+        advantages: (B,) outcome advantages; by default `outcome.grpo` of the rollouts' rewards and groups.
+        reward_model: for methods that read one.
+        step: the training step, for methods with a schedule.
+        batch_size: completions per forward pass; all by default. It does not change the credit.
+
+    Raises:
+        ValueError: an unknown method, no advantages and no rewards to make them from, or a policy that cannot give the
+            signals.
+    """
+    chosen = method(m) if isinstance(m, str) else m
+    if advantages is None:
+        if rollouts.rewards is None or rollouts.group is None:
+            raise ValueError("pass advantages=, or give the rollouts both rewards and group to compute them from")
+        advantages = outcome.grpo(rollouts.rewards, rollouts.group)
+    signals = collect(policy, rollouts, chosen.needs, reward_model, batch_size=batch_size)
+    return chosen(rollouts, advantages, signals, step=step)

@@ -1,0 +1,46 @@
+"""The methods: one file each, pure functions of rollouts, outcome advantages and signals.
+
+A new method is one file beside these and one line in `_METHODS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from tokencredit.methods.arca import ARCA
+from tokencredit.methods.atpo import ATPO
+from tokencredit.methods.base import Method
+from tokencredit.methods.position import Position
+from tokencredit.methods.random import Random
+from tokencredit.methods.uniform import Uniform
+
+__all__ = ["Method", "method", "methods"]
+
+_METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ARCA, ATPO, Position, Random, Uniform)}
+
+
+def methods() -> list[str]:
+    """The names of all methods, sorted."""
+    return sorted(_METHODS)
+
+
+def method(name: str, **params: Any) -> Method:
+    """A method by name, a frozen dataclass of its parameters: `method("atpo", floor=0.0)`.
+
+    Raises:
+        ValueError: an unknown name or parameter (the message lists the valid ones), or a value out of range.
+    """
+    if name not in _METHODS:
+        guess = get_close_matches(str(name), _METHODS, n=1)
+        hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        raise ValueError(f"unknown method {name!r}{hint} Valid methods: {', '.join(methods())}")
+    valid = [f.name for f in fields(_METHODS[name])]  # type: ignore[arg-type]
+    unknown = sorted(params.keys() - set(valid))
+    if unknown:
+        raise ValueError(
+            f"{name} has no parameter {', '.join(map(repr, unknown))}. "
+            f"Valid parameters: {', '.join(valid) if valid else 'none'}"
+        )
+    return _METHODS[name](**params)

@@ -1,0 +1,70 @@
+"""ATPO: attention-weighted credit. A reasoning token matters as much as the answer attends to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokencredit.credit import Credit, multiplicative
+from tokencredit.methods.base import check_number
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.types import Needs, Signals
+
+
+@dataclass(frozen=True)
+class ATPO:
+    """Weights from the attention of the answer tokens on the reasoning tokens.
+
+    a[s] = mean over answer rows, heads and the last `layers` layers of A[l,h,t,s]; z = standardised log a, over the
+    completion's reasoning; y = sigmoid(temperature * z), rescaled to 0..1; w = floor + (1 - floor) * y on reasoning
+    tokens, 1 on answer tokens. A completion without an answer stays uniform.
+
+    The paper's code reads a frozen copy of the initial model, over the completion without its prompt; here it is the
+    live policy, over prompt and completion.
+    """
+
+    layers: int = 1
+    temperature: float = 2.0
+    floor: float = 0.5
+    name: ClassVar[str] = "atpo"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, int) or self.layers < 1:
+            raise ValueError(f"layers must be a whole number of at least 1; got {self.layers!r}")
+        check_number("temperature", self.temperature, 0)
+        check_number("floor", self.floor, 0, 1)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(answer_attention=frozenset(range(-self.layers, 0)))
+
+    def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        reasoning = rollouts.reasoning_mask
+        attention = torch.stack([signals.answer_attention[layer] for layer in sorted(self.needs.answer_attention)])
+        salience = attention.double().mean((0, 2))
+        y = _rescaled_sigmoid(torch.log(salience + 1e-6), reasoning, self.temperature)
+        weights = torch.where(reasoning, self.floor + (1 - self.floor) * y, 1.0)
+        return multiplicative(rollouts, advantages, weights)
+
+
+def _rescaled_sigmoid(x: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Standardise x (B, T) over each row's mask (std with ddof=1), squash, rescale to 0..1; 0.5 where all are equal."""
+    count = mask.sum(1, keepdim=True)
+    mean = torch.where(mask, x, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(mask, x - mean, 0.0)
+    std = ((centred**2).sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    y = torch.sigmoid(temperature * centred / std.clamp(min=1e-300))
+    low, high = _extremes(y, mask)
+    # Equal x must give 0.5 whatever the rounding of their mean, so equality is asked of x itself.
+    x_low, x_high = _extremes(x, mask)
+    varies = (x_high > x_low) & (high > low)
+    return torch.where(varies, (y - low) / (high - low).clamp(min=1e-300), 0.5)
+
+
+def _extremes(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest x (B, 1) within each row's mask; +inf and -inf where it is empty."""
+    low = x.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    return low, x.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)

@@ -1,0 +1,55 @@
+"""What every method is, and the arithmetic that several share."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from tokencredit.credit import Credit
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.types import Needs, Signals
+
+
+class Method(Protocol):
+    """A frozen dataclass of parameters that turns signals into credit."""
+
+    name: ClassVar[str]
+
+    @property
+    def needs(self) -> Needs:
+        """The signals it reads."""
+        ...
+
+    def __call__(
+        self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None
+    ) -> Credit:
+        """Credit for every completion; pure.
+
+        Args:
+            advantages: (B,) outcome advantages.
+            signals: what `collect(policy, rollouts, needs)` returned.
+            step: the training step, for methods with a schedule.
+        """
+        ...
+
+
+def top_count(q: float, length: int) -> int:
+    """How many tokens "the top q" of a completion are: max(1, floor(q * length)), with 0.4 * 10 counted as 4."""
+    return max(1, math.floor(q * length + 1e-9))
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Raise a ValueError unless `value` is a number in [low, high], or (low, high] with `open_low`."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not (low < value if open_low else low <= value) or not value <= high:
+        range_ = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a number in {range_}; got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,0 +1,160 @@
+"""A batch of rollouts on the completion grid.
+
+Shapes, here and everywhere: B completions, P prompt tokens, T completion tokens, N = P + T, L layers, H heads,
+K reasoning steps, D hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """B completions with their prompts, in the layout that TRL and verl use.
+
+    Masks are stored as bool; `step_index` and `answer_start` as long.
+
+    Args:
+        prompt_ids: (B, P) token ids, left-padded.
+        prompt_mask: (B, P), 1 on real tokens. Every prompt has at least one.
+        completion_ids: (B, T) token ids, right-padded.
+        completion_mask: (B, T), 1 on real tokens. A completion of no tokens is allowed and gets no credit.
+        rewards: (B,) float, finite.
+        group: (B,) long, which prompt a completion answers.
+        correct: (B,) bool, whether its answer is right.
+        answer_start: (B,) long, the first answer token in the completion, -1 where there is none. None means that
+            nobody looked yet: see `mark_spans`.
+        step_index: (B, T) long, the number of the reasoning step a token belongs to, -1 outside the steps.
+
+    Raises:
+        ValueError: shapes disagree, a mask is padded on the wrong side, a value is NaN or out of range.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    rewards: Tensor | None = None
+    group: Tensor | None = None
+    correct: Tensor | None = None
+    answer_start: Tensor | None = None
+    step_index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        for name, dtype in _DTYPES.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, value.to(dtype))
+        _check_values(self)
+
+    def __len__(self) -> int:
+        """B, the number of completions."""
+        return self.completion_ids.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) long: T_i, the number of real tokens of each completion."""
+        return self.completion_mask.sum(1)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(B, N): prompt and completion side by side."""
+        return torch.cat([self.prompt_ids, self.completion_ids], 1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, N) bool: the real tokens of prompt and completion."""
+        return torch.cat([self.prompt_mask, self.completion_mask], 1)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, N) long: positions count real tokens only, so padding never shifts them."""
+        return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def has_answer(self) -> Tensor:
+        """(B,) bool: an answer span is known.
+
+        Raises:
+            ValueError: `answer_start` was never filled.
+        """
+        if self.answer_start is None:
+            raise ValueError(
+                "the answer spans are not known (answer_start is None): call tc.mark_spans(rollouts, tokenizer), or "
+                "pass answer_start to Rollouts with -1 where a completion has no answer"
+            )
+        return self.answer_start >= 0
+
+    @property
+    def answer_mask(self) -> Tensor:
+        """(B, T) bool: the answer tokens; all False where there is no answer."""
+        has_answer = self.has_answer
+        position = torch.arange(self.completion_ids.shape[1], device=self.completion_ids.device)
+        return (position >= self.answer_start[:, None]) & has_answer[:, None] & self.completion_mask
+
+    @property
+    def reasoning_mask(self) -> Tensor:
+        """(B, T) bool: the tokens before the answer; all False where there is no answer."""
+        return self.completion_mask & ~self.answer_mask & self.has_answer[:, None]
+
+    def rows(self, index: slice) -> Rollouts:
+        """The completions of a slice of rows."""
+        return Rollouts(**{f.name: None if (v := getattr(self, f.name)) is None else v[index] for f in fields(self)})
+
+
+_DTYPES = {
+    "prompt_mask": torch.bool,
+    "completion_mask": torch.bool,
+    "correct": torch.bool,
+    "group": torch.long,
+    "answer_start": torch.long,
+    "step_index": torch.long,
+}
+
+
+def _check_shapes(r: Rollouts) -> None:
+    for name in ("prompt", "completion"):
+        ids, mask = getattr(r, f"{name}_ids"), getattr(r, f"{name}_mask")
+        if ids.ndim != 2:
+            raise ValueError(f"{name}_ids must be 2-D, one row a completion; got shape {tuple(ids.shape)}")
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"{name}_mask has shape {tuple(mask.shape)}, but {name}_ids has {tuple(ids.shape)}: they must be equal"
+            )
+    batch, length = r.completion_ids.shape
+    expected = {"prompt_ids": (batch, r.prompt_ids.shape[1]), "step_index": (batch, length)}
+    expected |= {name: (batch,) for name in ("rewards", "group", "correct", "answer_start")}
+    for name, shape in expected.items():
+        value = getattr(r, name)
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape} for {batch} completions; got {tuple(value.shape)}")
+
+
+def _check_values(r: Rollouts) -> None:
+    _refuse_rows(~r.prompt_mask.any(1), "prompt has no token (its prompt_mask is all 0)")
+    _refuse_rows((r.prompt_mask[:, :-1] & ~r.prompt_mask[:, 1:]).any(1), "prompt_mask must be left-padded (0s then 1s)")
+    _refuse_rows(
+        (~r.completion_mask[:, :-1] & r.completion_mask[:, 1:]).any(1),
+        "completion_mask must be right-padded (1s then 0s)",
+    )
+    if r.rewards is not None:
+        _refuse_rows(~torch.isfinite(r.rewards), "reward is NaN or infinite")
+    if r.answer_start is not None:
+        _refuse_rows(
+            (r.answer_start < -1) | ((r.answer_start >= r.lengths) & (r.answer_start >= 0)),
+            "answer_start must be -1 (no answer) or the index of one of the completion's tokens",
+        )
+    if r.step_index is not None:
+        _refuse_rows((r.step_index < -1).any(1), "step_index must be -1 (outside the steps) or a step's number")
+
+
+def _refuse_rows(bad: Tensor, why: str) -> None:
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        raise ValueError(f"completion {', '.join(map(str, rows[:5]))}{more}: {why}")

@@ -1,0 +1,119 @@
+"""Where the reasoning ends, and how it splits into steps.
+
+A splitter is a function from text to the character offsets at which its steps start, so a user's own is one line:
+`lambda text: [m.end() for m in re.finditer(";", text)]`. Steps tile the reasoning exactly, token for token: a token
+belongs to the step in which its first character lies.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from tokencredit.phrases import split_phrases
+from tokencredit.rollouts import Rollouts
+
+Splitter = Callable[[str], Iterable[int]]
+
+
+def split_newline(text: str) -> list[int]:
+    """A step a line; empty lines belong to the line before them."""
+    return [m.end() for m in re.finditer(r"\n+", text)]
+
+
+def split_paragraph(text: str) -> list[int]:
+    """A step a paragraph: text between empty lines."""
+    return [m.end() for m in re.finditer(r"\n[ \t]*(?:\n[ \t]*)+", text)]
+
+
+SPLITTERS: dict[str, Splitter] = {
+    "phrases": split_phrases,
+    "newline": split_newline,
+    "paragraph": split_paragraph,
+}
+
+
+def mark_spans(
+    rollouts: Rollouts, tokenizer: Any, splitter: str | Splitter = "phrases", *, end_of_reasoning: str = "</think>"
+) -> Rollouts:
+    """Fill `answer_start` and `step_index` by reading the completions.
+
+    The reasoning runs up to and including the first `end_of_reasoning`, which may be one token or several, or share a
+    token with what follows; the answer is every token after it. A completion without it, or with nothing after it,
+    gets `answer_start` -1 and no steps.
+
+    Args:
+        tokenizer: the transformers tokenizer of the completions.
+        splitter: "phrases", "newline", "paragraph", or a function from text to the offsets where steps start.
+
+    Raises:
+        ValueError: the splitter is unknown, or it returns offsets outside the text.
+    """
+    if isinstance(splitter, str) and splitter not in SPLITTERS:
+        raise ValueError(f"unknown splitter {splitter!r}: use {', '.join(sorted(SPLITTERS))}, or a function")
+    split = SPLITTERS[splitter] if isinstance(splitter, str) else splitter
+    pieces = TokenPieces(tokenizer)
+    answer_start = torch.full((len(rollouts),), -1)
+    step_index = torch.full(rollouts.completion_ids.shape, -1)
+    for i, (ids, length) in enumerate(
+        zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True)
+    ):
+        texts = pieces(ids[:length])
+        answer = find_answer(texts, end_of_reasoning)
+        if answer >= 0:
+            answer_start[i] = answer
+            step_index[i, :answer] = torch.tensor(_step_numbers(texts[:answer], split))
+    device = rollouts.completion_ids.device
+    return replace(rollouts, answer_start=answer_start.to(device), step_index=step_index.to(device))
+
+
+def find_answer(pieces: list[str], end_of_reasoning: str = "</think>") -> int:
+    """Index of the first token after the first `end_of_reasoning`, or -1 where there is none."""
+    found = "".join(pieces).find(end_of_reasoning)
+    if found < 0:
+        return -1
+    starts = _starts(pieces)
+    answer = next((t for t, start in enumerate(starts) if start >= found + len(end_of_reasoning)), -1)
+    return answer
+
+
+class TokenPieces:
+    """Token ids to the text each contributes. Joined, the pieces have the text's ASCII characters in order.
+
+    A character whose bytes are spread over several tokens shows as replacement characters.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, ids: list[int]) -> list[str]:
+        for token in set(ids) - self._known.keys():
+            # Decoded behind itself: SentencePiece drops a leading space at the start of a text.
+            once, twice = self._decode([token]), self._decode([token, token])
+            self._known[token] = twice[len(once) :]
+        return [self._known[token] for token in ids]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _step_numbers(pieces: list[str], split: Splitter) -> list[int]:
+    """The step of each token of a reasoning: 0, 1, ... without gaps."""
+    text = "".join(pieces)
+    starts = sorted(set(split(text)))
+    if starts and not 0 <= starts[0] <= starts[-1] <= len(text):
+        raise ValueError(f"the splitter returned offsets outside the text (0 to {len(text)}): {starts}")
+    raw = [bisect_right(starts, offset) for offset in _starts(pieces)]
+    number = {step: k for k, step in enumerate(dict.fromkeys(raw))}
+    return [number[step] for step in raw]
+
+
+def _starts(pieces: list[str]) -> list[int]:
+    return [0, *accumulate(map(len, pieces))][: len(pieces)]

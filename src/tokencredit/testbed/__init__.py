@@ -1,0 +1,1 @@
+"""A laptop-sized RLVR laboratory: tasks with exact labels, a tiny policy, warm-up, training and evaluation."""

@@ -1,0 +1,67 @@
+"""Problems for training and for evaluation, which never meet: a hash of the prompt decides which side one is on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from random import Random
+
+from tokencredit.testbed.tasks import Problem, Task
+
+HELD_OUT_SHARE = 5
+"""One problem in this many is held out."""
+
+
+def is_held_out(problem: Problem) -> bool:
+    """Equal problems have equal prompts, so none is on both sides."""
+    return hashlib.blake2b(problem.prompt.encode(), digest_size=8).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def generate_problems(task: Task, count: int, *, held_out: bool, seed: int) -> list[Problem]:
+    """`count` problems of one side; held-out ones are distinct.
+
+    Raises:
+        ValueError: the task does not have that many distinct problems to hold out.
+    """
+    rng = Random(f"{task.name}-{held_out}-{seed}")
+    found: list[Problem] = []
+    seen: set[str] = set()
+    for _ in range(1000 + 200 * count):
+        if len(found) == count:
+            return found
+        problem = task.problem(rng)
+        if is_held_out(problem) == held_out and not (held_out and problem.prompt in seen):
+            found.append(problem)
+            seen.add(problem.prompt)
+    if len(found) == count:
+        return found
+    raise ValueError(f"{task.name} at level {task.level} has only {len(found)} distinct held-out problems; asked {count}")
+
+
+def load_problems(task: Task, path: Path) -> tuple[list[Problem], list[Problem]]:
+    """Problems of a user's JSONL file, a record a line, split into training and held-out ones; repeats are dropped.
+
+    Raises:
+        ValueError: a line is broken (its number is named), or one of the two sides is empty.
+    """
+    found: dict[str, Problem] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("expected a JSON object")
+                    problem = task.parse(record)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from None
+                found.setdefault(problem.prompt, problem)
+    training = [p for p in found.values() if not is_held_out(p)]
+    held_out = [p for p in found.values() if is_held_out(p)]
+    if not training or not held_out:
+        raise ValueError(
+            f"{path} has {len(found)} distinct problems, of which {len(held_out)} are held out (one in "
+            f"{HELD_OUT_SHARE}, by a hash of the prompt): both sides need at least one; add problems"
+        )
+    return training, held_out

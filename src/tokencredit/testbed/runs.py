@@ -1,0 +1,106 @@
+"""A run folder: what a run was asked, what it measured, and what it leaves.
+
+config.json, results.json (accuracy before, then a row a finished method), metrics.jsonl (a row a method and step),
+traces.jsonl (a row a completion), checkpoints/METHOD (safetensors), report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tokencredit.testbed.files import replacing_directory, write_text
+
+
+class RunFolder:
+    """Opens a new run folder, or an unfinished one to go on with.
+
+    Args:
+        config: what the run was asked, JSON-ready.
+        overwrite: replace a run that stands there.
+        resume: go on with the run that stands there; its finished methods are kept.
+
+    Raises:
+        ValueError: the folder exists and neither was asked, it is no run folder, or the run there was asked otherwise.
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False
+    ) -> None:
+        self.path = path
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if occupied and not (overwrite or resume):
+            raise ValueError(
+                f"{path} exists: choose another --out, add --overwrite to replace it, or --resume to go on with it"
+            )
+        if occupied and not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a run folder (it has no config.json): choose another --out")
+        if occupied and resume:
+            self._check_same(config)
+        elif occupied:
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+        self._drop_unfinished()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """{"before": ..., "methods": {name: ...}}: the finished part of the run."""
+        file = self.path / "results.json"
+        return json.loads(file.read_text("utf-8")) if file.is_file() else {"before": None, "methods": {}}
+
+    def record_before(self, before: dict[str, Any]) -> None:
+        self._write_results({**self.results, "before": before})
+
+    def record_step(self, row: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def record_method(
+        self, name: str, result: dict[str, Any], traces: Iterable[dict[str, Any]], policy: nn.Module
+    ) -> None:
+        """What a finished method leaves; `results.json` last, since it says that the rest is there."""
+        checkpoint = self.path / "checkpoints" / name
+        checkpoint.parent.mkdir(exist_ok=True)
+        with replacing_directory(checkpoint) as partial:
+            policy.save_pretrained(partial)  # type: ignore[operator]
+        others = [row for row in self.rows("traces") if row["method"] != name]
+        self._write_rows("traces", [*others, *traces])
+        results = self.results
+        self._write_results({**results, "methods": {**results["methods"], name: result}})
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl or traces.jsonl; a line cut off by a crash is left out."""
+        file = self.path / f"{kind}.jsonl"
+        if not file.is_file():
+            return []
+        found = []
+        for line in file.read_text("utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        before = json.loads((self.path / "config.json").read_text("utf-8"))
+        asked = json.loads(json.dumps(config))
+        differ = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and k != "methods"]
+        if differ:
+            raise ValueError(f"{self.path} was run with other settings ({', '.join(differ)}): choose another --out")
+
+    def _drop_unfinished(self) -> None:
+        finished = self.results["methods"]
+        for kind in ("metrics", "traces"):
+            self._write_rows(kind, [row for row in self.rows(kind) if row["method"] in finished])
+
+    def _write_results(self, results: dict[str, Any]) -> None:
+        write_text(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+
+    def _write_rows(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+        write_text(self.path / f"{kind}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

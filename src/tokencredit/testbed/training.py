@@ -1,0 +1,157 @@
+"""One GRPO run on a testbed task, through TRL's trainer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback, Qwen3ForCausalLM, TrainerCallback
+
+from tokencredit.methods import Method
+from tokencredit.testbed.evaluate import evaluate
+from tokencredit.testbed.tasks import Problem, Task
+from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method of a comparison gets alike.
+
+    A step is one batch of rollouts, `prompts` x `group_size`, and `updates_per_step` optimizer updates on it.
+    """
+
+    steps: int = 50
+    prompts: int = 16
+    group_size: int = 8
+    updates_per_step: int = 2
+    learning_rate: float = 3e-4
+    lora_learning_rate: float = 3e-3
+    lora_rank: int = 8
+    evaluate_every: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: the policy, the seconds it trained, and the tokens of its prompts and completions."""
+
+    policy: torch.nn.Module
+    seconds: float
+    tokens: int
+
+
+def train(
+    checkpoint: Qwen3ForCausalLM,
+    tokenizer: Any,
+    task: Task,
+    m: Method,
+    training: Sequence[Problem],
+    held_out: Sequence[Problem],
+    budget: Budget,
+    folder: Path,
+    on_step: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Trained:
+    """Train a copy of `checkpoint`; with a LoRA adapter where the method reads one.
+
+    Args:
+        held_out: evaluated on, greedily, every `budget.evaluate_every` steps.
+        folder: for TRL's own output.
+        on_step: called with one row of metrics a step.
+    """
+    args = _config(task, m, budget, folder)
+    prompts = [training[i % len(training)] for i in range(max(len(training), budget.prompts))]
+    dataset = Dataset.from_dict({"prompt": [p.prompt for p in prompts], "problem": list(range(len(prompts)))})
+
+    def correct(completions: list[str], problem: list[int], **_: Any) -> list[float]:
+        return [float(task.verify(prompts[i], text)) for i, text in zip(problem, completions, strict=True)]
+
+    recorder = _Recorder(tokenizer, task, held_out, budget, on_step)
+    lora = LoraConfig(r=budget.lora_rank, lora_alpha=2 * budget.lora_rank, target_modules="all-linear")
+    # The adapter's random start comes from here, so a method's run does not depend on which ran before it.
+    torch.manual_seed(budget.seed)
+    trainer = CreditGRPOTrainer(
+        copy.deepcopy(checkpoint),
+        correct,
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[recorder],
+        peft_config=lora if m.needs.adapter else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started - recorder.evaluation_seconds
+    policy = trainer.accelerator.unwrap_model(trainer.model).eval()
+    return Trained(policy, seconds, recorder.tokens)
+
+
+def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOConfig:
+    rollouts = budget.prompts * budget.group_size
+    if rollouts % budget.updates_per_step:
+        raise ValueError(f"{rollouts} rollouts a step cannot be split into {budget.updates_per_step} equal updates")
+    params = {name: value for name, value in vars(m).items() if name != "name"}
+    return CreditGRPOConfig(
+        credit_method=m.name,
+        credit_params=params,
+        output_dir=str(folder),
+        max_steps=budget.steps * budget.updates_per_step,
+        per_device_train_batch_size=rollouts // budget.updates_per_step,
+        steps_per_generation=budget.updates_per_step,
+        gradient_accumulation_steps=1,
+        num_generations=budget.group_size,
+        max_completion_length=task.max_new_tokens,
+        learning_rate=budget.lora_learning_rate if m.needs.adapter else budget.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=5,
+        adam_beta2=0.98,
+        loss_type="dapo",
+        beta=0.0,
+        epsilon=0.2,
+        temperature=1.0,
+        top_k=0,
+        logging_steps=budget.updates_per_step,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        seed=budget.seed,
+    )
+
+
+class _Recorder(TrainerCallback):
+    """Turns TRL's log into one row a step, with held-out accuracy every few steps."""
+
+    def __init__(self, tokenizer: Any, task: Task, held_out: Sequence[Problem], budget: Budget, on_step: Any) -> None:
+        self.evaluation_seconds = 0.0
+        self.tokens = 0
+        self._evaluate = lambda policy: evaluate(policy, tokenizer, task, held_out)
+        self._budget = budget
+        self._on_step = on_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], model: Any = None, **_: Any) -> None:
+        if "reward" not in logs:
+            return
+        step = state.global_step // self._budget.updates_per_step
+        self.tokens = int(logs["num_tokens"])
+        row = {
+            "step": step,
+            "reward": float(logs["reward"]),
+            "length": float(logs["completions/mean_length"]),
+            "tokens": self.tokens,
+            **{name: float(value) for name, value in logs.items() if name.startswith("credit/")},
+        }
+        if step % self._budget.evaluate_every == 0 or step == self._budget.steps:
+            started = time.perf_counter()
+            row["accuracy"] = self._evaluate(model).value
+            self.evaluation_seconds += time.perf_counter() - started
+        self._on_step(row)

@@ -1,0 +1,100 @@
+"""Credit inside TRL's GRPOTrainer: change two names, and choose a method.
+
+    args = CreditGRPOConfig(credit_method="atpo", credit_params={"floor": 0.5}, ...)
+    trainer = CreditGRPOTrainer(model, reward_funcs, args=args, train_dataset=...)
+
+TRL generates, scores and computes the outcome advantages (B,); this replaces them by per-token advantages (B, T), which
+its losses take as they are. Credit is read once a generation batch, from the policy that generated it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from tokencredit.assignment import assign
+from tokencredit.credit import Credit
+from tokencredit.methods import method
+from tokencredit.rollouts import Rollouts
+from tokencredit.steps import SPLITTERS, mark_spans
+
+
+@dataclass
+class CreditGRPOConfig(GRPOConfig):
+    """GRPOConfig with a credit method. Raises ValueError at once for an unknown method, parameter or splitter."""
+
+    credit_method: str = field(
+        default="uniform",
+        metadata={"help": "How the advantage is spread over the tokens: a name from tokencredit.methods()."},
+    )
+    credit_params: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Parameters of the credit method, as a JSON object."}
+    )
+    credit_splitter: str = field(
+        default="phrases", metadata={"help": "How reasoning splits into steps: phrases, newline or paragraph."}
+    )
+
+    # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_params"]  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.credit_splitter not in SPLITTERS:
+            raise ValueError(f"credit_splitter must be one of {', '.join(SPLITTERS)}; got {self.credit_splitter!r}")
+        method(self.credit_method, **(self.credit_params or {}))  # type: ignore[arg-type]
+
+
+class CreditGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose advantages are spread over the tokens by `args.credit_method`.
+
+    Logs `credit/<diagnostic>` (means over the generation batch, see `Credit.diagnostics`) and `credit/seconds`.
+    """
+
+    _tag_names = ["trl", "tokencredit"]  # noqa: RUF012
+    _name = "tokencredit GRPO"
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: CreditGRPOConfig | None = None, **kwargs: Any):
+        args = args or CreditGRPOConfig()
+        self.credit_method = method(args.credit_method, **(args.credit_params or {}))
+        super().__init__(model, reward_funcs, args=args, **kwargs)
+        if self.credit_method.needs.adapter and not hasattr(
+            self.accelerator.unwrap_model(self.model), "disable_adapter"
+        ):
+            raise ValueError(
+                f"{args.credit_method} reads what a LoRA adapter changes: pass peft_config=LoraConfig(...), or choose "
+                "another credit_method"
+            )
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        started = time.perf_counter()
+        credit = self._assign(batch)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["credit/seconds"].append(time.perf_counter() - started)
+        for name, values in sorted(credit.diagnostics.items()):
+            self._metrics[mode][f"credit/{name}"].append(self._mean(values))
+        return {**batch, "advantages": credit.advantages.to(batch["advantages"].dtype)}
+
+    def _assign(self, batch: dict[str, Any]) -> Credit:
+        if self.credit_method.needs and "pixel_values" in batch:
+            raise ValueError(f"credit_method {self.args.credit_method!r} reads the model, which needs text-only prompts")
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        rollouts = mark_spans(
+            Rollouts(*(batch[name] for name in names)), self.processing_class, self.args.credit_splitter
+        )
+        with self.accelerator.autocast():
+            return assign(
+                self.accelerator.unwrap_model(self.model),
+                rollouts,
+                self.credit_method,
+                advantages=batch["advantages"],
+                step=self.state.global_step,
+                batch_size=self.args.per_device_train_batch_size,
+            )
+
+    def _mean(self, values: Tensor) -> float:
+        return self.accelerator.gather(values).mean().item()
