@@ -67,9 +67,7 @@ def _on_tokens(values: Tensor, rollouts: Rollouts) -> Tensor:
 
 def _outcome(advantages: Tensor, rollouts: Rollouts) -> Tensor:
     if tuple(advantages.shape) != (len(rollouts),):
-        raise ValueError(
-            f"advantages must be ({len(rollouts)},), one a completion; got {tuple(advantages.shape)}"
-        )
+        raise ValueError(f"advantages must be ({len(rollouts)},), one a completion; got {tuple(advantages.shape)}")
     if not torch.isfinite(advantages).all():
         raise ValueError("advantages must be finite: some are NaN or infinite")
     return advantages.detach().float()

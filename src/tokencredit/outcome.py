@@ -52,9 +52,7 @@ def rloo(rewards: Tensor, group: Tensor) -> Tensor:
 def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards minus their group's mean (B,) in float64, the group sizes (G,) and each completion's group index (B,)."""
     if rewards.ndim != 1 or group.shape != rewards.shape:
-        raise ValueError(
-            f"rewards and group must both be (B,); got {tuple(rewards.shape)} and {tuple(group.shape)}"
-        )
+        raise ValueError(f"rewards and group must both be (B,); got {tuple(rewards.shape)} and {tuple(group.shape)}")
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards must be finite; got {rewards[~torch.isfinite(rewards)].tolist()}")
     index = torch.unique(group, return_inverse=True)[1]

@@ -7,6 +7,7 @@ K reasoning steps, D hidden width.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,19 +84,23 @@ class Rollouts:
         Raises:
             ValueError: `answer_start` was never filled.
         """
+        return self._known_answer_start >= 0
+
+    @property
+    def _known_answer_start(self) -> Tensor:
         if self.answer_start is None:
             raise ValueError(
                 "the answer spans are not known (answer_start is None): call tc.mark_spans(rollouts, tokenizer), or "
                 "pass answer_start to Rollouts with -1 where a completion has no answer"
             )
-        return self.answer_start >= 0
+        return self.answer_start
 
     @property
     def answer_mask(self) -> Tensor:
         """(B, T) bool: the answer tokens; all False where there is no answer."""
-        has_answer = self.has_answer
+        start = self._known_answer_start[:, None]
         position = torch.arange(self.completion_ids.shape[1], device=self.completion_ids.device)
-        return (position >= self.answer_start[:, None]) & has_answer[:, None] & self.completion_mask
+        return (position >= start) & (start >= 0) & self.completion_mask
 
     @property
     def reasoning_mask(self) -> Tensor:
@@ -104,7 +109,9 @@ class Rollouts:
 
     def rows(self, index: slice) -> Rollouts:
         """The completions of a slice of rows."""
-        return Rollouts(**{f.name: None if (v := getattr(self, f.name)) is None else v[index] for f in fields(self)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+        return Rollouts(**taken)
 
 
 _DTYPES = {
@@ -127,8 +134,8 @@ def _check_shapes(r: Rollouts) -> None:
                 f"{name}_mask has shape {tuple(mask.shape)}, but {name}_ids has {tuple(ids.shape)}: they must be equal"
             )
     batch, length = r.completion_ids.shape
-    expected = {"prompt_ids": (batch, r.prompt_ids.shape[1]), "step_index": (batch, length)}
-    expected |= {name: (batch,) for name in ("rewards", "group", "correct", "answer_start")}
+    expected: dict[str, tuple[int, ...]] = {"prompt_ids": (batch, r.prompt_ids.shape[1]), "step_index": (batch, length)}
+    expected |= dict.fromkeys(("rewards", "group", "correct", "answer_start"), (batch,))
     for name, shape in expected.items():
         value = getattr(r, name)
         if value is not None and tuple(value.shape) != shape:

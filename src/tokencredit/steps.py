@@ -61,9 +61,7 @@ def mark_spans(
     pieces = TokenPieces(tokenizer)
     answer_start = torch.full((len(rollouts),), -1)
     step_index = torch.full(rollouts.completion_ids.shape, -1)
-    for i, (ids, length) in enumerate(
-        zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True)
-    ):
+    for i, (ids, length) in enumerate(zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True)):
         texts = pieces(ids[:length])
         answer = find_answer(texts, end_of_reasoning)
         if answer >= 0:
@@ -79,8 +77,7 @@ def find_answer(pieces: list[str], end_of_reasoning: str = "</think>") -> int:
     if found < 0:
         return -1
     starts = _starts(pieces)
-    answer = next((t for t, start in enumerate(starts) if start >= found + len(end_of_reasoning)), -1)
-    return answer
+    return next((t for t, start in enumerate(starts) if start >= found + len(end_of_reasoning)), -1)
 
 
 class TokenPieces:

@@ -23,9 +23,7 @@ class Method(Protocol):
         """The signals it reads."""
         ...
 
-    def __call__(
-        self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None
-    ) -> Credit:
+    def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         """Credit for every completion; pure.
 
         Args:

@@ -38,13 +38,13 @@ _ACTIVE: ContextVar[_Probe | None] = ContextVar("tokencredit_probe", default=Non
 
 
 @contextmanager
-def probe_answer_rows(model: Any, layers: frozenset[int], rows: Tensor) -> Iterator[dict[int, Tensor]]:
+def probe_answer_rows(model: Any, layers: frozenset[int], rows: Tensor | None) -> Iterator[dict[int, Tensor]]:
     """While open, a forward pass of `model` fills the yielded dict.
 
     Args:
         model: a transformers model.
-        layers: which layers; negative numbers count from the last.
-        rows: (B, N) bool, the query rows to average over.
+        layers: which layers; negative numbers count from the last. With none the model is left alone.
+        rows: (B, N) bool, the query rows to average over; None where there are no layers.
 
     Yields:
         layer, as asked for -> (B, H, N) float32: mean over `rows` of A[l, h, t, s]; complete once the block ends.
@@ -52,6 +52,10 @@ def probe_answer_rows(model: Any, layers: frozenset[int], rows: Tensor) -> Itera
     Raises:
         ValueError: a layer does not exist, or the model's attention cannot be read.
     """
+    if not layers:
+        yield {}
+        return
+    assert rows is not None
     count = model.config.get_text_config().num_hidden_layers
     missing = sorted(layer for layer in layers if not -count <= layer < count)
     if missing:
@@ -152,7 +156,7 @@ def _probing(original: str) -> Callable[..., Any]:
             rows = probe.rows.to(query.device)
             # Under autocast a matmul would round to bfloat16, however its inputs were cast.
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-                probe.found[int(module.layer_idx)] = answer_row_mean(  # type: ignore[arg-type]
+                probe.found[int(module.layer_idx)] = answer_row_mean(
                     query.detach(),
                     key.detach(),
                     rows,

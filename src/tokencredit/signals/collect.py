@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,23 +52,21 @@ def collect(
 
 
 def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Signals:
-    attention: dict[int, Tensor] = {}
-    rows = _answer_rows(rollouts) if needs.answer_attention else None
-    with probe_answer_rows(_causal_lm(policy), needs.answer_attention, rows) if rows is not None else nullcontext(
-        attention
-    ) as attention:
-        hidden = _hidden_states(policy, rollouts)
     prompt_length = rollouts.prompt_ids.shape[1]
+    rows = _answer_rows(rollouts) if needs.answer_attention else None
+    with probe_answer_rows(_causal_lm(policy), needs.answer_attention, rows) as attention:
+        hidden = _hidden_states(policy, rollouts)
     residual = None
     if needs.adapter_residual:
-        with policy.disable_adapter():  # type: ignore[operator]  # checked by _check_adapter
+        with policy.disable_adapter():  # type: ignore[operator]  # _check_adapter saw it
             base = _hidden_states(policy, rollouts)
         # Aligned with log-probs: token t is read at the position that predicts it.
         predicts = slice(prompt_length - 1, -1)
         norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1)
         residual = torch.where(rollouts.completion_mask, norm.to(rollouts.completion_mask.device), 0.0)
+    device = rollouts.completion_ids.device
     return Signals(
-        answer_attention={layer: a[..., prompt_length:].to(rollouts.completion_ids.device) for layer, a in attention.items()},
+        answer_attention={layer: a[..., prompt_length:].to(device) for layer, a in attention.items()},
         adapter_residual=residual,
     )
 

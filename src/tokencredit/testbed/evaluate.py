@@ -30,9 +30,7 @@ class Accuracy:
             raise ValueError("accuracy of no completions")
         test = binomtest(sum(correct), len(correct))
         interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-        return cls(
-            sum(correct) / len(correct), interval.low, interval.high, len(correct), sum(lengths) / len(lengths)
-        )
+        return cls(sum(correct) / len(correct), interval.low, interval.high, len(correct), sum(lengths) / len(lengths))
 
 
 def sample(

@@ -21,17 +21,16 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for shape, params in by_shape.items():
-                for p in params:
                     momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     momentum.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in params])
+                    by_shape[p.shape].append((p, p.grad.lerp(momentum, group["momentum"])))
+            for shape, found in by_shape.items():
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, orthogonalise(nesterov), strict=True):
+                updates = orthogonalise(torch.stack([nesterov for _, nesterov in found]))
+                for (p, _), update in zip(found, updates, strict=True):
                     p.add_(update, alpha=-group["lr"] * scale)
 
 

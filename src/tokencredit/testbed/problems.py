@@ -28,15 +28,13 @@ def generate_problems(task: Task, count: int, *, held_out: bool, seed: int) -> l
     found: list[Problem] = []
     seen: set[str] = set()
     for _ in range(1000 + 200 * count):
-        if len(found) == count:
-            return found
         problem = task.problem(rng)
         if is_held_out(problem) == held_out and not (held_out and problem.prompt in seen):
             found.append(problem)
             seen.add(problem.prompt)
-    if len(found) == count:
-        return found
-    raise ValueError(f"{task.name} at level {task.level} has only {len(found)} distinct held-out problems; asked {count}")
+        if len(found) == count:
+            return found
+    raise ValueError(f"{task.name} at level {task.level} has fewer than {count} distinct held-out problems")
 
 
 def load_problems(task: Task, path: Path) -> tuple[list[Problem], list[Problem]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
+from transformers import Qwen3ForCausalLM
 
 from tokencredit.methods import method
 from tokencredit.testbed.evaluate import evaluate
@@ -19,6 +21,9 @@ from tokencredit.testbed.tasks import Problem, Task, task
 from tokencredit.testbed.traces import collect_traces
 from tokencredit.testbed.training import Budget, train
 from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
+
+WARM_ENOUGH = 0.2
+"""Greedy accuracy after warm-up below which a warning is due."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class Quickstart:
             method(name)
         self.build_task()
 
+    def as_config(self) -> dict[str, Any]:
+        """JSON-ready, with the version that ran it."""
+        return {"command": "quickstart", "tokencredit": version("tokencredit"), **asdict(self)}
+
     def build_task(self) -> Task:
         return task(self.task) if self.level is None else task(self.task, level=self.level)
 
@@ -63,67 +72,88 @@ class Progress(Protocol):
     def message(self, text: str) -> None: ...
 
 
-def run(q: Quickstart, out: Path, progress: Progress, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
-    """Run a quickstart into a folder. Methods that the folder already holds are not run again."""
+@dataclass(frozen=True)
+class Problems:
+    """What is trained on, and what accuracy is measured on; no problem is in both."""
+
+    training: Sequence[Problem]
+    held_out: Sequence[Problem]
+
+
+def prepare(q: Quickstart) -> Problems:
+    """Generate the problems, or read the user's. Raises ValueError naming a broken line."""
     chosen = q.build_task()
-    training, held_out = _problems(q, chosen)
-    folder = RunFolder(out, asdict(q), overwrite=overwrite, resume=resume)
-    tokenizer = build_tokenizer()
-
-    progress.stage("warm-up", q.warm_up.steps)
-    checkpoint, cached = warmed_up_policy(
-        chosen, q.warm_up, lambda step, loss: progress.advance(step, f"loss {loss:.2f}")
-    )
-    progress.advance(q.warm_up.steps, "from the cache" if cached else "")
-    if folder.results["before"] is None:
-        folder.record_before(_accuracies(checkpoint, tokenizer, chosen, held_out, q.seed))
-    greedy = folder.results["before"]["greedy"]["value"]
-    if greedy < 0.2:
-        progress.message(f"warm-up reached a greedy accuracy of {greedy:.2f} only: GRPO may have little to build on")
-
-    for name in q.methods:
-        if name in folder.results["methods"]:
-            progress.message(f"{name} is finished already")
-            continue
-        progress.stage(name, q.budget.steps)
-        m = method(name)
-
-        def on_step(row: dict[str, Any], name: str = name) -> None:
-            folder.record_step({"method": name, **row})
-            progress.advance(row["step"], f"reward {row['reward']:.2f}")
-
-        with tempfile.TemporaryDirectory(prefix="tokencredit-") as scratch:
-            trained = train(
-                checkpoint, tokenizer, chosen, m, training, held_out, q.budget, Path(scratch), on_step
-            )
-        shown = held_out[: q.trace_problems]
-        traces = collect_traces(
-            trained.policy, tokenizer, chosen, m, shown, group_size=q.budget.group_size, seed=q.seed
-        )
-        result = {
-            "after": _accuracies(trained.policy, tokenizer, chosen, held_out, q.seed),
-            "seconds": round(trained.seconds, 1),
-            "tokens": trained.tokens,
-            "adapter": m.needs.adapter,
-        }
-        folder.record_method(name, result, traces, trained.policy)
-    return folder
-
-
-def _problems(q: Quickstart, chosen: Task) -> tuple[Sequence[Problem], Sequence[Problem]]:
     if q.problems is not None:
         training, held_out = load_problems(chosen, Path(q.problems))
-        return training, held_out[: q.evaluation_problems]
-    return (
+        return Problems(training, held_out[: q.evaluation_problems])
+    return Problems(
         generate_problems(chosen, q.training_problems, held_out=False, seed=q.seed),
         generate_problems(chosen, q.evaluation_problems, held_out=True, seed=q.seed),
     )
 
 
+def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress) -> None:
+    """Warm up, then train, evaluate and trace each method that the folder does not hold yet."""
+    chosen, tokenizer = q.build_task(), build_tokenizer()
+    progress.stage("warm-up", q.warm_up.steps)
+    checkpoint, cached = warmed_up_policy(chosen, q.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}"))
+    progress.advance(q.warm_up.steps, "from the cache" if cached else "")
+    before = folder.results["before"]
+    if before is None:
+        before = _accuracies(checkpoint, tokenizer, chosen, problems, q.seed)
+        folder.record_before(before)
+    if before["greedy"]["value"] < WARM_ENOUGH:
+        progress.message(
+            f"greedy accuracy after warm-up is {before['greedy']['value']:.2f}; below {WARM_ENOUGH} GRPO hardly moves"
+        )
+    for name in q.methods:
+        if name in folder.results["methods"]:
+            progress.message(f"{name} is finished already")
+        else:
+            _run_method(q, name, checkpoint, problems, folder, progress)
+
+
+def _run_method(
+    q: Quickstart,
+    name: str,
+    checkpoint: Qwen3ForCausalLM,
+    problems: Problems,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    chosen, tokenizer, m = q.build_task(), build_tokenizer(), method(name)
+    progress.stage(name, q.budget.steps)
+
+    def on_step(row: dict[str, Any]) -> None:
+        folder.record_step({"method": name, **row})
+        progress.advance(row["step"], f"reward {row['reward']:.2f}")
+
+    with tempfile.TemporaryDirectory(prefix="tokencredit-") as scratch:
+        trained = train(
+            checkpoint, tokenizer, chosen, m, problems.training, problems.held_out, q.budget, Path(scratch), on_step
+        )
+    traces = collect_traces(
+        trained.policy,
+        tokenizer,
+        chosen,
+        m,
+        problems.held_out[: q.trace_problems],
+        group_size=q.budget.group_size,
+        seed=q.seed,
+    )
+    result = {
+        "after": _accuracies(trained.policy, tokenizer, chosen, problems, q.seed),
+        "seconds": round(trained.seconds, 1),
+        "tokens": trained.tokens,
+        "adapter": m.needs.adapter,
+    }
+    folder.record_method(name, result, traces, trained.policy)
+
+
 def _accuracies(
-    policy: nn.Module, tokenizer: Any, chosen: Task, problems: Sequence[Problem], seed: int
-) -> dict[str, Any]:
+    policy: nn.Module, tokenizer: Any, chosen: Task, problems: Problems, seed: int
+) -> dict[str, dict[str, Any]]:
     return {
-        name: asdict(evaluate(policy, tokenizer, chosen, problems, temperature=temperature, seed=seed))
+        name: asdict(evaluate(policy, tokenizer, chosen, problems.held_out, temperature=temperature, seed=seed))
         for name, temperature in (("greedy", 0.0), ("sampled", 1.0))
     }

@@ -18,35 +18,43 @@ from tokencredit.testbed.files import replacing_directory, write_text
 
 
 class RunFolder:
-    """Opens a new run folder, or an unfinished one to go on with.
+    """A run folder that exists; `create` makes one."""
 
-    Args:
-        config: what the run was asked, JSON-ready.
-        overwrite: replace a run that stands there.
-        resume: go on with the run that stands there; its finished methods are kept.
-
-    Raises:
-        ValueError: the folder exists and neither was asked, it is no run folder, or the run there was asked otherwise.
-    """
-
-    def __init__(
-        self, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False
-    ) -> None:
+    def __init__(self, path: Path) -> None:
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a run folder: it has no config.json")
         self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> RunFolder:
+        """A new run folder, or an unfinished one to go on with.
+
+        Args:
+            config: what the run is asked, JSON-ready.
+            overwrite: replace the run that stands there.
+            resume: go on with the run that stands there; its finished methods are kept.
+
+        Raises:
+            ValueError: something stands there and neither was asked, it is no run, or it was asked otherwise.
+        """
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if occupied and not (overwrite or resume):
-            raise ValueError(
-                f"{path} exists: choose another --out, add --overwrite to replace it, or --resume to go on with it"
-            )
-        if occupied and not (path / "config.json").is_file():
-            raise ValueError(f"{path} is not a run folder (it has no config.json): choose another --out")
-        if occupied and resume:
-            self._check_same(config)
-        elif occupied:
-            shutil.rmtree(path)
+            raise ValueError(f"{path} exists: choose another --out, --overwrite to replace it, or --resume to go on")
+        if occupied:
+            found = cls(path)
+            if resume:
+                _check_same(path, found.config, config)
+            else:
+                shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-        self._drop_unfinished()
+        folder = cls(path)
+        folder._drop_unfinished()
+        return folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text("utf-8"))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -87,13 +95,6 @@ class RunFolder:
                 continue
         return found
 
-    def _check_same(self, config: dict[str, Any]) -> None:
-        before = json.loads((self.path / "config.json").read_text("utf-8"))
-        asked = json.loads(json.dumps(config))
-        differ = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and k != "methods"]
-        if differ:
-            raise ValueError(f"{self.path} was run with other settings ({', '.join(differ)}): choose another --out")
-
     def _drop_unfinished(self) -> None:
         finished = self.results["methods"]
         for kind in ("metrics", "traces"):
@@ -104,3 +105,10 @@ class RunFolder:
 
     def _write_rows(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
         write_text(self.path / f"{kind}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _check_same(path: Path, before: dict[str, Any], asked: dict[str, Any]) -> None:
+    asked = json.loads(json.dumps(asked))
+    differ = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and k != "methods"]
+    if differ:
+        raise ValueError(f"{path} was run with other settings ({', '.join(differ)}): choose another --out")

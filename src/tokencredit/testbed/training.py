@@ -138,7 +138,8 @@ class _Recorder(TrainerCallback):
         self._budget = budget
         self._on_step = on_step
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], model: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
         if "reward" not in logs:
             return
         step = state.global_step // self._budget.updates_per_step
@@ -152,6 +153,6 @@ class _Recorder(TrainerCallback):
         }
         if step % self._budget.evaluate_every == 0 or step == self._budget.steps:
             started = time.perf_counter()
-            row["accuracy"] = self._evaluate(model).value
+            row["accuracy"] = self._evaluate(kwargs["model"]).value
             self.evaluation_seconds += time.perf_counter() - started
         self._on_step(row)

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tokencredit.assignment import assign
 from tokencredit.credit import Credit
-from tokencredit.methods import method
+from tokencredit.methods import Method, method
 from tokencredit.rollouts import Rollouts
 from tokencredit.steps import SPLITTERS, mark_spans
 
@@ -45,7 +45,14 @@ class CreditGRPOConfig(GRPOConfig):
         super().__post_init__()
         if self.credit_splitter not in SPLITTERS:
             raise ValueError(f"credit_splitter must be one of {', '.join(SPLITTERS)}; got {self.credit_splitter!r}")
-        method(self.credit_method, **(self.credit_params or {}))  # type: ignore[arg-type]
+        self.build_credit_method()
+
+    def build_credit_method(self) -> Method:
+        """The method that `credit_method` and `credit_params` name."""
+        params = self.credit_params or {}
+        if not isinstance(params, dict):
+            raise ValueError(f"credit_params must be a JSON object; got {params!r}")
+        return method(self.credit_method, **params)
 
 
 class CreditGRPOTrainer(GRPOTrainer):
@@ -54,12 +61,13 @@ class CreditGRPOTrainer(GRPOTrainer):
     Logs `credit/<diagnostic>` (means over the generation batch, see `Credit.diagnostics`) and `credit/seconds`.
     """
 
+    args: CreditGRPOConfig
     _tag_names = ["trl", "tokencredit"]  # noqa: RUF012
     _name = "tokencredit GRPO"
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: CreditGRPOConfig | None = None, **kwargs: Any):
         args = args or CreditGRPOConfig()
-        self.credit_method = method(args.credit_method, **(args.credit_params or {}))
+        self.credit_method = args.build_credit_method()
         super().__init__(model, reward_funcs, args=args, **kwargs)
         if self.credit_method.needs.adapter and not hasattr(
             self.accelerator.unwrap_model(self.model), "disable_adapter"
@@ -73,7 +81,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         started = time.perf_counter()
         credit = self._assign(batch)
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         self._metrics[mode]["credit/seconds"].append(time.perf_counter() - started)
         for name, values in sorted(credit.diagnostics.items()):
             self._metrics[mode][f"credit/{name}"].append(self._mean(values))
@@ -81,7 +89,7 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _assign(self, batch: dict[str, Any]) -> Credit:
         if self.credit_method.needs and "pixel_values" in batch:
-            raise ValueError(f"credit_method {self.args.credit_method!r} reads the model, which needs text-only prompts")
+            raise ValueError(f"credit_method {self.args.credit_method!r} reads the model: text-only prompts, please")
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         rollouts = mark_spans(
             Rollouts(*(batch[name] for name in names)), self.processing_class, self.args.credit_splitter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tokencredit.testbed.tasks.base import Labels, Problem, Task, TokenLabels, label_tokens
@@ -11,7 +12,7 @@ from tokencredit.testbed.tasks.gather import Gather
 
 __all__ = ["Labels", "Problem", "Task", "TokenLabels", "label_tokens", "task", "tasks"]
 
-_TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Chain, Countdown, Gather)}
+_TASKS: dict[str, Callable[..., Task]] = {cls.name: cls for cls in (Chain, Countdown, Gather)}
 
 
 def tasks() -> list[str]:

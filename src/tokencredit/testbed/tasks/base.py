@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from random import Random
 from typing import Any, ClassVar, Protocol
 
@@ -72,7 +72,9 @@ class Task(Protocol):
     """A generator of problems, a teacher that solves them imperfectly, a verifier, and exact labels."""
 
     name: ClassVar[str]
-    level: int
+
+    @property
+    def level(self) -> int: ...
 
     @property
     def max_new_tokens(self) -> int:
@@ -114,7 +116,7 @@ def segments(completion: str) -> tuple[list[tuple[int, int]], int]:
     end = completion.find(END_THINK)
     end = len(completion) if end < 0 else end
     cuts = [len(THINK), *(m.end() for m in re.finditer(";", completion[:end])), end]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b], end
+    return [(a, b) for a, b in pairwise(cuts) if a < b], end
 
 
 def first_difference(text: str, expected: str, offset: int = 0) -> int | None:

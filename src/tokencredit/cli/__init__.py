@@ -1,0 +1,43 @@
+"""The command line: one file a command. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tokencredit.cli.quickstart import quickstart
+from tokencredit.cli.report import report
+
+app = typer.Typer(
+    name="tokencredit",
+    help="Token-level credit assignment for reinforcement learning of reasoning language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(quickstart)
+app.command()(report)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"tokencredit {version('tokencredit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `tokencredit` command."""
+    # Nothing here needs a hub; without this, transformers would ask it about local models.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    app()

@@ -1,0 +1,89 @@
+"""`tokencredit quickstart`: train a reasoning policy here and now, and show where the credit went."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tokencredit.cli.terminal import Bars, console, needed_packages, quiet_libraries, user_errors
+
+if TYPE_CHECKING:
+    from tokencredit.testbed.quickstart import Quickstart
+
+
+def quickstart(
+    methods: Annotated[str, typer.Option(help="Credit methods, separated by commas, or 'all'.")] = "uniform,atpo",
+    task: Annotated[str, typer.Option(help="gather, chain or countdown.")] = "gather",
+    level: Annotated[int | None, typer.Option(help="Difficulty, 1 to 3; the task's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the policy, the problems and the sampling.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps a method, of 128 completions each.")] = 50,
+    warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm-up.", show_default=False)] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Your problems, JSONL; a fifth of them is held out.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/quickstart-TIME")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Warm up a tiny policy, train it with each credit method, and write a report.
+
+    The policies share checkpoint, problems, seed and rollout budget; methods that read a LoRA adapter train one.
+    """
+    with needed_packages("quickstart"):
+        from tokencredit import methods as all_methods
+        from tokencredit.report import write_report
+        from tokencredit.testbed.quickstart import Quickstart, prepare, run
+        from tokencredit.testbed.runs import RunFolder
+        from tokencredit.testbed.training import Budget
+        from tokencredit.testbed.warmup import WarmUp
+    quiet_libraries()
+    names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
+    with user_errors():
+        q = Quickstart(
+            methods=tuple(names),
+            task=task,
+            level=level,
+            seed=seed,
+            problems=None if problems is None else str(problems),
+            budget=Budget(steps=steps, seed=seed),
+            warm_up=WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps),
+        )
+        found = prepare(q)
+        folder = RunFolder.create(folder_path, q.as_config(), overwrite=overwrite, resume=resume)
+    try:
+        with Bars() as progress:
+            run(q, found, folder, progress)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
+            f"  --out {folder_path} --resume"
+        )
+        raise typer.Exit(130) from None
+    console.print(_table(q, folder.results))
+    console.print(f"report: {write_report(folder_path)}")
+
+
+def _table(q: Quickstart, results: dict[str, Any]) -> Table:
+    count = results["before"]["greedy"]["count"]
+    table = Table(title=f"{q.task}: held-out accuracy, n = {count}, 95 % interval", title_justify="left")
+    table.add_column("method")
+    for name in ("greedy before", "greedy after", "T=1 before", "T=1 after", "tokens", "seconds"):
+        table.add_column(name, justify="right")
+    for name in q.methods:
+        result = results["methods"][name]
+        table.add_row(
+            f"{name} (LoRA)" if result["adapter"] else name,
+            *(_accuracy(when[kind]) for kind in ("greedy", "sampled") for when in (results["before"], result["after"])),
+            f"{result['tokens']:,}",
+            f"{result['seconds']:.0f}",
+        )
+    return table
+
+
+def _accuracy(a: dict[str, float]) -> str:
+    return f"{a['value']:.3f} [{a['low']:.2f}, {a['high']:.2f}]".replace("[", "\\[")
