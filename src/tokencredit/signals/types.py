@@ -39,16 +39,26 @@ class Needs:
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What was read for B completions, detached. What was not asked for is absent.
+    """What was read for B completions, detached and finite. What was not asked for is absent.
 
     Attributes:
         answer_attention: layer, as it was asked for -> (B, H, T) float32: the mean over the completion's answer rows of
             the attention that a head pays to each completion token; 0 where there is no answer.
         adapter_residual: (B, T) float32, ||h_adapted - h_base||_2 at the position that predicts each token.
+
+    Raises:
+        ValueError: a signal is NaN or infinite.
     """
 
     answer_attention: dict[int, Tensor] = field(default_factory=dict)
     adapter_residual: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        read: dict[str, Tensor | None] = {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
+        read["adapter_residual"] = self.adapter_residual
+        for name, values in read.items():
+            if values is not None and not torch.isfinite(values).all():
+                raise ValueError(f"signal {name} is not finite: the policy's activations are NaN or infinite")
 
     @staticmethod
     def concatenate(parts: Sequence[Signals]) -> Signals:

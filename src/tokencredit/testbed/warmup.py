@@ -21,7 +21,7 @@ from tokencredit.testbed.muon import Muon
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.problems import is_held_out
 from tokencredit.testbed.tasks import Task
-from tokencredit.testbed.tasks.base import EOS
+from tokencredit.testbed.tasks.base import END_THINK, EOS
 
 _RECIPE = 1
 """Counts up when code below changes what is learnt, so that no stale checkpoint is used."""
@@ -29,12 +29,17 @@ _RECIPE = 1
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Supervised training on the teacher's completions."""
+    """Supervised training on the teacher's completions.
 
-    steps: int = 1000
+    Answer tokens weigh `answer_weight` times as much as reasoning tokens: they are few, and the head that reads the
+    reasoning for them forms late, or not at all, without.
+    """
+
+    steps: int = 800
     batch_size: int = 32
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
+    answer_weight: float = 4.0
     seed: int = 0
     size: PolicySize = field(default_factory=PolicySize)
 
@@ -74,9 +79,10 @@ def _train(task: Task, recipe: WarmUp, on_step: Callable[[int, float], None]) ->
         torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: _learning_rate(s, recipe.steps)) for o in optimizers]
-    for step, (input_ids, labels) in enumerate(_batches(task, recipe), start=1):
+    for step, (input_ids, weights) in enumerate(_batches(task, recipe), start=1):
         logits = policy(input_ids=input_ids).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        losses = cross_entropy(logits[:, :-1].mT, input_ids[:, 1:], reduction="none")
+        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
         policy.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -92,29 +98,30 @@ def _learning_rate(step: int, steps: int) -> float:
 
 
 def _batches(task: Task, recipe: WarmUp) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Input ids and labels (batch_size, N), right-padded; batches of similar length, which pads less."""
+    """Input ids and loss weights (batch_size, N), right-padded; batches of similar length, which pads less."""
     rng = Random(f"warm-up-{recipe.seed}")
     tokenizer = build_tokenizer()
     batch, done = recipe.batch_size, 0
     while done < recipe.steps:
-        examples = sorted((_example(task, tokenizer, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
+        examples = sorted((_example(task, tokenizer, recipe, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
         chunks = [examples[i : i + batch] for i in range(0, len(examples), batch)]
         rng.shuffle(chunks)
         for chunk in chunks[: recipe.steps - done]:
             length = max(len(ids) for ids, _ in chunk)
             input_ids = torch.zeros(batch, length, dtype=torch.long)
-            labels = torch.full((batch, length), -100)
-            for i, (ids, prompt_length) in enumerate(chunk):
+            weights = torch.zeros(batch, length)
+            for i, (ids, ids_weights) in enumerate(chunk):
                 input_ids[i, : len(ids)] = torch.tensor(ids)
-                labels[i, prompt_length : len(ids)] = torch.tensor(ids[prompt_length:])
-            yield input_ids, labels
+                weights[i, : len(ids)] = torch.tensor(ids_weights)
+            yield input_ids, weights
             done += 1
 
 
-def _example(task: Task, tokenizer: Any, rng: Random) -> tuple[list[int], int]:
-    """Token ids of a problem with the teacher's completion, and how many of them are the prompt."""
+def _example(task: Task, tokenizer: Any, recipe: WarmUp, rng: Random) -> tuple[list[int], list[float]]:
+    """Token ids of a problem with the teacher's completion, and the weight of each: 0 on the prompt."""
     while is_held_out(problem := task.problem(rng)):
         pass
-    prompt = tokenizer(problem.prompt).input_ids
-    completion = tokenizer(task.teach(problem, rng) + EOS).input_ids
-    return prompt + completion, len(prompt)
+    reasoning, answer = (task.teach(problem, rng) + EOS).split(END_THINK)
+    parts = [tokenizer(text).input_ids for text in (problem.prompt, reasoning + END_THINK, answer)]
+    weights = (0.0, 1.0, recipe.answer_weight)
+    return sum(parts, []), [w for part, w in zip(parts, weights, strict=True) for _ in part]

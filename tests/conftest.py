@@ -1,0 +1,84 @@
+"""Small real models, and rollouts of every shape that matters."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import tokencredit as tc
+
+torch.set_num_threads(2)
+
+VOCABULARY = 64
+
+
+def tiny_policy(seed: int = 0, **config) -> Qwen3ForCausalLM:
+    """A random Qwen3 with grouped-query attention, in float32."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **config})).eval()
+
+
+def tiny_lora_policy(seed: int = 0, *, trained: bool = True):
+    """The same with a LoRA adapter; `trained` moves it away from its start, where it changes nothing."""
+    policy = get_peft_model(tiny_policy(seed), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
+    if trained:
+        torch.manual_seed(seed + 1)
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.3)
+    return policy.eval()
+
+
+def make_rollouts(
+    lengths: tuple[int, ...] = (12, 7, 9, 1),
+    prompts: tuple[int, ...] = (5, 3, 4, 2),
+    answers: tuple[int, ...] = (8, 4, -1, -1),
+    seed: int = 0,
+    **fields,
+) -> tc.Rollouts:
+    """Random tokens; `answers` is where each completion's answer starts."""
+    rng = torch.Generator().manual_seed(seed)
+    batch, width, length = len(lengths), max(prompts), max(*lengths, 1)
+    position = torch.arange(length)
+    mask = position < torch.tensor(lengths)[:, None]
+    start = torch.tensor(answers)
+    reasoning = (position < start[:, None]) & mask
+    made = {
+        "prompt_ids": torch.randint(1, VOCABULARY, (batch, width), generator=rng),
+        "prompt_mask": torch.arange(width) >= width - torch.tensor(prompts)[:, None],
+        "completion_ids": torch.randint(1, VOCABULARY, (batch, length), generator=rng),
+        "completion_mask": mask,
+        "rewards": torch.arange(batch).float() % 2,
+        "group": torch.arange(batch) // 2,
+        "answer_start": start,
+        "step_index": torch.where(reasoning, position // 3, -1),
+    }
+    return tc.Rollouts(**{**made, **fields})
+
+
+@pytest.fixture
+def policy():
+    return tiny_policy()
+
+
+@pytest.fixture
+def rollouts() -> tc.Rollouts:
+    return make_rollouts()

@@ -1,0 +1,85 @@
+"""Naive references in float64: full attention matrices and Python loops, one completion at a time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+
+def eager_attention(policy, rollouts, i: int) -> torch.Tensor:
+    """(L, H, n, n) float64: the attention of completion i alone, without any padding."""
+    p, c = rollouts.prompt_mask[i], rollouts.completion_mask[i]
+    ids = torch.cat([rollouts.prompt_ids[i][p], rollouts.completion_ids[i][c]])[None]
+    original = policy.config._attn_implementation
+    policy.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            attentions = policy(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    finally:
+        policy.set_attn_implementation(original)
+    return torch.cat(attentions).double()
+
+
+def atpo(
+    attention: torch.Tensor, prompt: int, answer: int, layers: int, temperature: float, floor: float
+) -> list[float]:
+    """Weights of one completion, from (L, H, n, n); `answer` -1 where there is none."""
+    n = attention.shape[-1] - prompt
+    if answer < 0:
+        return [1.0] * n
+    count_layers, heads = attention.shape[:2]
+    x = []
+    for s in range(answer):
+        picked = [
+            attention[layer, h, prompt + t, prompt + s].item()
+            for layer in range(count_layers - layers, count_layers)
+            for h in range(heads)
+            for t in range(answer, n)
+        ]
+        x.append(math.log(statistics.fmean(picked) + 1e-6))
+    y = _rescaled(x, temperature)
+    return [floor + (1 - floor) * v for v in y] + [1.0] * (n - answer)
+
+
+def _rescaled(x: Sequence[float], temperature: float) -> list[float]:
+    if len(x) < 2 or max(x) == min(x):
+        return [0.5] * len(x)
+    mean, std = statistics.fmean(x), statistics.stdev(x)
+    y = [1 / (1 + math.exp(-temperature * (v - mean) / std)) for v in x]
+    return [(v - min(y)) / (max(y) - min(y)) for v in y]
+
+
+def arca(policy, rollouts, i: int, eps: float) -> list[float]:
+    """Weights of one completion, from hidden states with the adapter on and off."""
+    p, c = rollouts.prompt_mask[i], rollouts.completion_mask[i]
+    ids = torch.cat([rollouts.prompt_ids[i][p], rollouts.completion_ids[i][c]])[None]
+    prompt, n = int(p.sum()), int(c.sum())
+    with torch.no_grad():
+        adapted = policy(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0].double()
+        with policy.disable_adapter():
+            base = policy(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0].double()
+    raw = [math.dist(adapted[prompt + t - 1].tolist(), base[prompt + t - 1].tolist()) + eps for t in range(n)]
+    return [n * a / sum(raw) for a in raw]
+
+
+def position(n: int, answer: int, shape: str, floor: float, temperature: float) -> list[float]:
+    if answer < 0:
+        return [1.0] * n
+    last = answer - 1
+
+    def ramp(t: int) -> float:
+        if shape == "zero":
+            return 0.0
+        if last == 0:
+            return 1.0
+        if shape == "linear":
+            return t / last
+        if shape == "exponential":
+            return 0.995 ** (last - t)
+        curve = [1 / (1 + math.exp(-3 * temperature * (2 * u / last - 1))) for u in range(answer)]
+        return (curve[t] - curve[0]) / (curve[last] - curve[0])
+
+    return [floor + (1 - floor) * ramp(t) for t in range(answer)] + [1.0] * (n - answer)

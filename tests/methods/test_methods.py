@@ -1,0 +1,180 @@
+"""Each method against its naive reference in float64, and its own edges."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from conftest import make_rollouts, tiny_lora_policy, tiny_policy
+
+import tokencredit as tc
+
+ROLLOUTS = make_rollouts((14, 9, 11, 5), (6, 3, 5, 4), (9, 5, -1, 1))
+
+
+def weights_of(policy, method, rollouts=ROLLOUTS):
+    return tc.assign(policy, rollouts, method).weights
+
+
+def expect_rows(weights, rows, tolerance=1e-6):
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(
+            weights[i, : len(row)].double(), torch.tensor(row, dtype=torch.float64), atol=tolerance, rtol=0
+        )
+
+
+@pytest.mark.parametrize("params", [{}, {"layers": 3}, {"floor": 0.0, "temperature": 0.7}])
+def test_atpo_equals_the_reference(params):
+    policy = tiny_policy().double()
+    m = tc.method("atpo", **params)
+    rows = [
+        reference.atpo(
+            reference.eager_attention(policy, ROLLOUTS, i),
+            int(ROLLOUTS.prompt_mask[i].sum()),
+            ROLLOUTS.answer_start[i].item(),
+            m.layers,
+            m.temperature,
+            m.floor,
+        )
+        for i in range(len(ROLLOUTS))
+    ]
+    expect_rows(weights_of(policy, m), rows)
+    assert min(rows[0]) == pytest.approx(m.floor)
+    assert max(rows[0][:9]) == pytest.approx(1)
+
+
+def test_atpo_reproduces_the_papers_table():
+    """Table 1 of the source: group advantage 0.75, weight 0.324219 gives 0.243164, answer tokens 0.75."""
+    from tokencredit.credit import multiplicative
+
+    r = make_rollouts((3,), (1,), (2,))
+    credit = multiplicative(r, torch.tensor([0.75]), torch.tensor([[0.324219, 0.539062, 1.0]]))
+    assert credit.advantages[0].tolist() == pytest.approx([0.243164, 0.404297, 0.75], abs=1e-6)
+
+
+def test_atpo_gives_half_where_all_attention_is_equal():
+    policy = tiny_policy()
+    for layer in policy.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    weights = weights_of(policy, tc.method("atpo", floor=0.0))
+    assert weights[0, :9].tolist() == [0.5] * 9
+    assert weights[0, 9:14].tolist() == [1.0] * 5
+
+
+def test_atpo_asked_for_more_layers_than_there_are():
+    with pytest.raises(ValueError, match=r"has 4: use -4 to 3"):
+        weights_of(tiny_policy(), tc.method("atpo", layers=5))
+
+
+def test_arca_equals_the_reference():
+    policy = tiny_lora_policy().double()
+    rows = [reference.arca(policy, ROLLOUTS, i, 1e-6) for i in range(len(ROLLOUTS))]
+    expect_rows(weights_of(policy, "arca"), rows, tolerance=1e-5)
+
+
+def test_arca_is_uniform_on_a_fresh_adapter():
+    credit = tc.assign(tiny_lora_policy(trained=False), ROLLOUTS, "arca")
+    assert (credit.weights[ROLLOUTS.completion_mask] == 1).all()
+    assert (credit.diagnostics["residual_max"] == 0).all()
+
+
+def test_arca_does_not_see_the_scale_of_the_residual():
+    signals = tc.collect(tiny_lora_policy(), ROLLOUTS, tc.method("arca").needs)
+    scaled = tc.Signals(adapter_residual=1000 * signals.adapter_residual)
+    a, b = (tc.method("arca", eps=1e-12)(ROLLOUTS, torch.ones(4), s).weights for s in (signals, scaled))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+    assert a[0].std() > 0.01
+
+
+def test_arca_reports_its_residual():
+    credit = tc.assign(tiny_lora_policy(), ROLLOUTS, "arca")
+    residual = tc.collect(tiny_lora_policy(), ROLLOUTS, tc.method("arca").needs).adapter_residual
+    assert credit.diagnostics["residual_max"][3].item() == pytest.approx(residual[3, :5].max().item())
+    assert credit.diagnostics["residual_mean"][3].item() == pytest.approx(residual[3, :5].mean().item())
+
+
+def test_arca_without_an_adapter_says_so():
+    with pytest.raises(ValueError, match="LoraConfig"):
+        weights_of(tiny_policy(), "arca")
+
+
+@pytest.mark.parametrize("shape", ["linear", "exponential", "sigmoid", "zero"])
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_position_equals_the_reference(shape, floor):
+    m = tc.method("position", shape=shape, floor=floor)
+    rows = [
+        reference.position(n, answer, shape, floor, 2.0)
+        for n, answer in zip(ROLLOUTS.lengths.tolist(), ROLLOUTS.answer_start.tolist(), strict=True)
+    ]
+    expect_rows(weights_of(None, m), rows)
+
+
+def test_position_spans_exactly_the_floor_to_one():
+    weights = weights_of(None, tc.method("position", shape="sigmoid", floor=0.25))
+    assert weights[0, 0].item() == 0.25
+    assert weights[0, 8].item() == 1.0
+
+
+def test_random_amplifies_the_stated_share():
+    weights = weights_of(None, "random")
+    assert [(row == 1.5).sum().item() for row in weights] == [5, 3, 4, 2]
+    assert set(weights[ROLLOUTS.completion_mask].tolist()) == {1.0, 1.5}
+
+
+def test_random_depends_on_the_tokens_and_the_seed_alone():
+    state = torch.random.get_rng_state()
+    first = weights_of(None, "random")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(weights_of(None, tc.method("random", seed=1)), first)
+    other = make_rollouts((14, 9, 11, 5), (6, 3, 5, 4), (9, 5, -1, 1), seed=5)
+    assert not torch.equal(weights_of(None, "random", other), first)
+
+
+def test_a_share_is_counted_without_rounding_accidents():
+    from tokencredit.methods.base import top_count
+
+    assert [top_count(0.4, n) for n in (1, 2, 5, 10, 15)] == [1, 1, 2, 4, 6]
+    assert all(top_count(k / 10, 10) == k for k in range(1, 11))
+
+
+def test_uniform_is_the_plain_advantage():
+    advantages = torch.tensor([0.1, -2.0, 3.3, 0.0])
+    credit = tc.assign(None, ROLLOUTS, "uniform", advantages)
+    assert torch.equal(credit.advantages, advantages[:, None] * ROLLOUTS.completion_mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("nope", {}, "Valid methods: arca, atpo"),
+        ("atop", {}, "did you mean 'atpo'"),
+        ("atpo", {"flor": 1}, "Valid parameters: layers, temperature, floor"),
+        ("uniform", {"q": 1}, "Valid parameters: none"),
+        ("atpo", {"layers": 0}, "layers must be"),
+        ("atpo", {"layers": 1.5}, "layers must be"),
+        ("atpo", {"floor": 1.5}, r"floor must be a number in \[0, 1\]; got 1.5"),
+        ("atpo", {"floor": float("nan")}, "floor must be"),
+        ("atpo", {"temperature": "hot"}, "temperature must be"),
+        ("position", {"shape": "cubic"}, "linear, exponential, sigmoid, zero"),
+        ("random", {"q": 0}, r"q must be a number in \(0, 1\]"),
+        ("arca", {"eps": 0}, "eps must be"),
+    ],
+)
+def test_bad_parameters_are_refused_with_the_valid_ones(name, params, message):
+    with pytest.raises(ValueError, match=message):
+        tc.method(name, **params)
+
+
+def test_bad_advantages(rollouts, policy):
+    with pytest.raises(ValueError, match=r"advantages must be \(4,\)"):
+        tc.assign(policy, rollouts, "uniform", torch.ones(3))
+    with pytest.raises(ValueError, match="finite"):
+        tc.assign(policy, rollouts, "uniform", torch.tensor([1.0, float("nan"), 0, 0]))
+    with pytest.raises(ValueError, match="rewards and group"):
+        tc.assign(policy, make_rollouts(rewards=None), "uniform")
+
+
+def test_spans_must_be_marked_for_methods_that_read_them(policy):
+    for name in ("atpo", "position"):
+        with pytest.raises(ValueError, match="mark_spans"):
+            tc.assign(policy, make_rollouts(answer_start=None), name)
