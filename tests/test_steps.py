@@ -1,4 +1,5 @@
 import functools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ LONG = "This sentence is long enough to stand as a step of its own, whatever com
 
 def steps(text, **kwargs):
     starts = [*split_phrases(text, **kwargs), len(text)]
-    return [text[a:b].strip() for a, b in zip(starts, starts[1:], strict=False)]
+    return [text[a:b].strip() for a, b in pairwise(starts)]
 
 
 def test_a_phrase_opens_a_step_at_a_line_or_sentence_only():

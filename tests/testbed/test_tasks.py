@@ -70,8 +70,7 @@ class Reading:
     def __init__(self, problem, steps: list[str]) -> None:
         self.value = {}
         self.sound = True
-        given = getattr(problem, "definitions")
-        self.value |= {v: d for v, d in given.items() if isinstance(d, int)}
+        self.value |= {v: d for v, d in problem.definitions.items() if isinstance(d, int)}
         for step in steps:
             body = re.sub("^(wait)+", "", step).rstrip(";")
             if gather := re.fullmatch(r"([a-z])=[0-9][+*-][0-9]=([0-9])", body):
@@ -203,7 +202,7 @@ def labelled(chosen, prompt, completion):
 
 def test_gather_by_hand():
     prompt = "Q:a=6+9,b=2+3,c=2+4?b,a"
-    right = "<think>b=2+3=5;c=2+4=6;waitb=2+3=5;a=6+9=5;</think>\\boxed{5,5}"
+    right = "<think>b=2+3=5;c=2+4=6;waitb=2+3=5;a=6+9=5;</think>\\boxed{b=5,a=5}"
     labels, essential = labelled(Gather(), prompt, right)
     assert labels.correct
     assert essential == ["b=2+3=5;", "a=6+9=5;"]
@@ -211,14 +210,14 @@ def test_gather_by_hand():
     labels, essential = labelled(Gather(), prompt, changed)
     assert labels.correct
     assert essential == ["waitb=2+3=5;", "a=6+9=5;"]
-    miscopied = right.replace("a=6+9=5", "a=6+8=4").replace("{5,5}", "{5,4}")
+    miscopied = right.replace("a=6+9=5", "a=6+8=4").replace("a=5}", "a=4}")
     labels, _ = labelled(Gather(), prompt, miscopied)
     assert labels.first_error == miscopied.index("8=4")
-    missing = "<think>b=2+3=5;</think>\\boxed{5,5}"
+    missing = "<think>b=2+3=5;</think>\\boxed{b=5,a=5}"
     assert labelled(Gather(), prompt, missing)[0].correct  # a lucky guess is still right
-    missing = "<think>b=2+3=5;</think>\\boxed{5,6}"
+    missing = "<think>b=2+3=5;</think>\\boxed{b=5,a=6}"
     assert labelled(Gather(), prompt, missing)[0].first_error == missing.index("</think>")
-    misread = right.replace("{5,5}", "{5,6}")
+    misread = right.replace("a=5}", "a=6}")
     assert labelled(Gather(), prompt, misread)[0].first_error == misread.index("6}")
 
 

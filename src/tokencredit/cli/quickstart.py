@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from tokencredit.cli.terminal import Bars, console, needed_packages, quiet_libraries, user_errors
@@ -20,10 +21,15 @@ def quickstart(
     task: Annotated[str, typer.Option(help="gather, chain or countdown.")] = "gather",
     level: Annotated[int | None, typer.Option(help="Difficulty, 1 to 3; the task's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the policy, the problems and the sampling.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="GRPO steps a method, of 128 completions each.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps a method.")] = 50,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, 8 completions each.")] = 16,
     warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm-up.", show_default=False)] = None,
+    evaluate_on: Annotated[int, typer.Option(min=1, help="Held-out problems that accuracy is measured on.")] = 300,
     problems: Annotated[
-        Path | None, typer.Option(help="Your problems, JSONL; a fifth of them is held out.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Your problems, JSONL; a fifth of them is held out.", show_default=False, exists=True, dir_okay=False
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/quickstart-TIME")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -50,7 +56,8 @@ def quickstart(
             level=level,
             seed=seed,
             problems=None if problems is None else str(problems),
-            budget=Budget(steps=steps, seed=seed),
+            evaluation_problems=evaluate_on,
+            budget=Budget(steps=steps, prompts=prompts, seed=seed),
             warm_up=WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps),
         )
         found = prepare(q)
@@ -69,16 +76,23 @@ def quickstart(
 
 
 def _table(q: Quickstart, results: dict[str, Any]) -> Table:
-    count = results["before"]["greedy"]["count"]
-    table = Table(title=f"{q.task}: held-out accuracy, n = {count}, 95 % interval", title_justify="left")
-    table.add_column("method")
-    for name in ("greedy before", "greedy after", "T=1 before", "T=1 after", "tokens", "seconds"):
-        table.add_column(name, justify="right")
+    """A row a method, narrow enough for 80 columns."""
+    before = results["before"]
+    table = Table(
+        title=f"{q.task}: accuracy on {before['greedy']['count']} held-out problems, 95 % intervals",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1),
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("greedy", "T = 1", "tokens", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("before", *(_accuracy(before[kind]) for kind in ("greedy", "sampled")), "", "")
     for name in q.methods:
         result = results["methods"][name]
         table.add_row(
             f"{name} (LoRA)" if result["adapter"] else name,
-            *(_accuracy(when[kind]) for kind in ("greedy", "sampled") for when in (results["before"], result["after"])),
+            *(_accuracy(result["after"][kind]) for kind in ("greedy", "sampled")),
             f"{result['tokens']:,}",
             f"{result['seconds']:.0f}",
         )
@@ -86,4 +100,4 @@ def _table(q: Quickstart, results: dict[str, Any]) -> Table:
 
 
 def _accuracy(a: dict[str, float]) -> str:
-    return f"{a['value']:.3f} [{a['low']:.2f}, {a['high']:.2f}]".replace("[", "\\[")
+    return f"{a['value']:.3f} ({a['low']:.2f} to {a['high']:.2f})"

@@ -30,7 +30,13 @@ class Accuracy:
             raise ValueError("accuracy of no completions")
         test = binomtest(sum(correct), len(correct))
         interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-        return cls(sum(correct) / len(correct), interval.low, interval.high, len(correct), sum(lengths) / len(lengths))
+        return cls(
+            value=sum(correct) / len(correct),
+            low=float(interval.low),
+            high=float(interval.high),
+            count=len(correct),
+            tokens=sum(lengths) / len(lengths),
+        )
 
 
 def sample(

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -124,4 +125,4 @@ def _example(task: Task, tokenizer: Any, recipe: WarmUp, rng: Random) -> tuple[l
     reasoning, answer = (task.teach(problem, rng) + EOS).split(END_THINK)
     parts = [tokenizer(text).input_ids for text in (problem.prompt, reasoning + END_THINK, answer)]
     weights = (0.0, 1.0, recipe.answer_weight)
-    return sum(parts, []), [w for part, w in zip(parts, weights, strict=True) for _ in part]
+    return [*chain.from_iterable(parts)], [w for part, w in zip(parts, weights, strict=True) for _ in part]

@@ -1,8 +1,9 @@
 """gather: the answer lists several asked values at once, worked out in any order among distractors and re-checks.
 
-    Q:a=6+9,b=2+3,c=2+4,d=6*8?d,b     <think>b=2+3=5;c=2+4=6;d=6*8=8;</think>\\boxed{8,5}
+    Q:a=6+9,b=2+3,c=2+4,d=6*8?d,b     <think>b=2+3=5;c=2+4=6;d=6*8=8;</think>\\boxed{d=8,b=5}
 
-The answer must look back at each asked value, so attention knows the essential steps, and position does not.
+The answer must look back at each asked value, so attention knows the essential steps, and position does not. It names
+the values: without the names the policy must also count them, and whether it learns to is a matter of luck with the seed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class GatherProblem:
 
     @property
     def answer(self) -> str:
-        return ",".join(str(compute(*self.definitions[v])) for v in self.asked)
+        return ",".join(f"{v}={compute(*self.definitions[v])}" for v in self.asked)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Gather:
                 if not prefix or rng.random() < self.recheck:
                     value[v] = teacher_result(x, operator, y, beliefs, rng)
                     text += f"{prefix}{v}={x}{operator}{y}={value[v]};"
-        return f"{text}{END_THINK}{BOXED}{','.join(str(value[v]) for v in problem.asked)}}}"
+        return f"{text}{END_THINK}{BOXED}{','.join(f'{v}={value[v]}' for v in problem.asked)}}}"
 
     def verify(self, problem: GatherProblem, completion: str) -> bool:
         return boxed_answer(completion) == problem.answer

@@ -1,0 +1,118 @@
+"""The whole story through the command line, with a budget of seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from tokencredit.cli import app
+
+SMALL = ["quickstart", "--warmup-steps", "3", "--steps", "1", "--level", "1", "--evaluate-on", "10", "--prompts", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*args):
+    return CliRunner().invoke(app, [*SMALL, *args])
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_it_trains_and_leaves_a_whole_run(tmp_path):
+    result = run("--methods", "uniform,atpo,arca", "--out", "run")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "run"
+    for said in ("uniform", "atpo", "arca (LoRA)", "10 held-out problems", "run/report.html", "warm-up: 3/3"):
+        assert said in result.output
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "results.json",
+        "traces.jsonl",
+    ]
+    assert [row["method"] for row in rows(out / "metrics.jsonl")] == ["uniform", "atpo", "arca"]
+    traces = rows(out / "traces.jsonl")
+    for row in traces:
+        n = len(row["tokens"])
+        assert len(row["weights"]) == len(row["advantages"]) == len(row["step_index"]) == n
+        assert (row["first_error"] is None) == (row["reward"] == 1)
+    assert {row["method"] for row in traces} == {"uniform", "atpo", "arca"}
+    results = json.loads((out / "results.json").read_text())
+    assert results["before"]["greedy"]["count"] == 10
+    assert AutoModelForCausalLM.from_pretrained(out / "checkpoints" / "atpo").config.model_type == "qwen3"
+    assert (out / "checkpoints" / "arca" / "adapter_model.safetensors").is_file()
+
+    refused = run("--out", "run")
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.output
+
+    more = run("--methods", "uniform,atpo,arca,random", "--out", "run", "--resume")
+    assert more.exit_code == 0, more.output
+    assert "from the cache" in more.output
+    assert "atpo is finished already" in more.output
+    assert list(json.loads((out / "results.json").read_text())["methods"]) == ["uniform", "atpo", "arca", "random"]
+
+    again = CliRunner().invoke(app, ["report", "run"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_users_problems(tmp_path):
+    problems = [{"nums": [a, b, 2], "target": a + b + 2} for a in range(1, 9) for b in range(1, 9)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    result = run("--task", "countdown", "--problems", "mine.jsonl", "--methods", "uniform", "--out", "run")
+    assert result.exit_code == 0, result.output
+    prompts = {row["prompt"] for row in rows(tmp_path / "run" / "traces.jsonl")}
+    assert prompts
+    assert all(",2" in f",{p}" for p in prompts)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--methods", "nope"], "Valid methods"),
+        (["--methods", "uniform,uniform"], "each once"),
+        (["--methods", ","], "at least one method"),
+        (["--task", "nope"], "Valid tasks"),
+        (["--level", "7"], "unknown level"),
+        (["--problems", "mine.jsonl"], "line 2: expected"),
+        (["--problems", "absent.jsonl"], "absent.jsonl"),
+    ],
+)
+def test_bad_input_ends_with_its_reason(tmp_path, args, message):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Q:a=1+2?a"}\n{"prompt": "?"}\n')
+    result = run(*args, "--out", "run")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    import tokencredit.testbed.quickstart as quickstart
+
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "train", interrupt)
+    result = run("--out", "run")
+    assert result.exit_code == 130
+    assert "--out run --resume" in result.output
+    monkeypatch.undo()
+    monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert run("--out", "run", "--resume").exit_code == 0
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.output.startswith("tokencredit 0.")

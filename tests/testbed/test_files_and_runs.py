@@ -1,0 +1,93 @@
+import json
+import os
+
+import pytest
+from conftest import tiny_policy
+
+from tokencredit.testbed.files import replacing_directory, write_text
+from tokencredit.testbed.runs import RunFolder
+
+CONFIG = {"methods": ["uniform", "atpo"], "seed": 0}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "checkpoint"
+
+    def interrupted():
+        with replacing_directory(target) as partial:
+            (partial / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+    for text in ("one", "two"):
+        with replacing_directory(target) as partial:
+            (partial / "file").write_text(text)
+        assert (target / "file").read_text() == text
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_failed_replacement_keeps_what_was_there(tmp_path):
+    target = tmp_path / "checkpoint"
+    with replacing_directory(target) as partial:
+        (partial / "file").write_text("good")
+    with pytest.raises(OSError, match="disk"), replacing_directory(target):
+        raise OSError("disk full")
+    assert (target / "file").read_text() == "good"
+
+
+def test_text_that_no_encoding_takes(tmp_path):
+    write_text(tmp_path / "t", "a\ud800b")
+    assert (tmp_path / "t").read_text("utf-8") == "a?b"
+
+
+def finish(folder, name):
+    folder.record_method(name, {"seconds": 1}, [{"method": name, "tokens": ["\ud800"]}], tiny_policy())
+
+
+def test_a_run_folder_that_exists_is_refused_unless_asked(tmp_path):
+    RunFolder.create(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match=r"exists: choose another --out, --overwrite"):
+        RunFolder.create(tmp_path / "run", CONFIG)
+    RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
+
+
+def test_what_is_no_run_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(ValueError, match="not a run folder"):
+        RunFolder.create(tmp_path, CONFIG, overwrite=True)
+    assert (tmp_path / "thesis").read_text() == "years of work"
+    with pytest.raises(ValueError, match="not a run folder"):
+        RunFolder.create(tmp_path / "thesis", CONFIG, overwrite=True)
+
+
+def test_resuming_keeps_finished_methods_and_drops_the_rest(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.record_before({"greedy": 0})
+    for name in ("uniform", "atpo"):
+        folder.record_step({"method": name, "step": 1})
+    finish(folder, "uniform")
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"method": "atpo", "st')
+    again = RunFolder.create(tmp_path / "run", CONFIG, resume=True)
+    assert list(again.results["methods"]) == ["uniform"]
+    assert again.results["before"] == {"greedy": 0}
+    assert again.rows("metrics") == [{"method": "uniform", "step": 1}]
+    assert (folder.path / "checkpoints" / "uniform" / "model.safetensors").is_file()
+    assert not list(folder.path.rglob("*.bin"))
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    RunFolder.create(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        RunFolder.create(tmp_path / "run", {**CONFIG, "seed": 1}, resume=True)
+    more = RunFolder.create(tmp_path / "run", {**CONFIG, "methods": ["random"]}, resume=True)
+    assert json.loads((more.path / "config.json").read_text())["methods"] == ["random"]
+
+
+def test_finishing_a_method_again_replaces_its_rows(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    for name in ("uniform", "uniform", "atpo"):
+        finish(folder, name)
+    assert [row["method"] for row in folder.rows("traces")] == ["uniform", "atpo"]

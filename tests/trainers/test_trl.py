@@ -1,0 +1,148 @@
+"""The trainer adapter on TRL's real trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+import tokencredit as tc
+from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+
+SIZE = PolicySize(width=32, layers=2, heads=2, feed_forward=48)
+DATASET = Dataset.from_dict({"prompt": [f"Q:a={i}+{i},b=1+{i}?a\n" for i in range(8)]})
+
+
+def reward(completions, **_):
+    """Dense and varied, so that random text has advantages."""
+    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
+
+
+def policy_that_answers(seed: int = 0):
+    """A random policy whose every fourth or so token closes the reasoning, so that spans exist."""
+    policy = build_policy(SIZE, seed)
+    tokenizer = build_tokenizer()
+    with torch.no_grad():
+        embedding = policy.model.embed_tokens.weight
+        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 3 * embedding.mean(0) + 0.3 * torch.randn(
+            embedding.shape[1], generator=torch.Generator().manual_seed(seed)
+        )
+    return policy
+
+
+def arguments(tmp_path, **changed):
+    return {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "steps_per_generation": 2,
+        "gradient_accumulation_steps": 1,
+        "max_completion_length": 12,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 3,
+        **changed,
+    }
+
+
+def trained(trainer_class, args, **kwargs):
+    torch.manual_seed(0)
+    trainer = trainer_class(
+        policy_that_answers(), reward, args=args, train_dataset=DATASET, processing_class=build_tokenizer(), **kwargs
+    )
+    trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_uniform_credit_is_grpo_bit_for_bit(tmp_path, loss_type):
+    plain = trained(GRPOTrainer, GRPOConfig(**arguments(tmp_path, loss_type=loss_type)))
+    credit = trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path, loss_type=loss_type)))
+    assert torch.equal(weights(plain), weights(credit))
+    start = torch.cat([p.detach().flatten() for p in policy_that_answers().parameters()])
+    assert not torch.equal(weights(plain), start)
+
+
+class Watching(CreditGRPOTrainer):
+    """Keeps what credit was assigned to, and what the loss was given."""
+
+    def _assign(self, batch):
+        self.scored = batch
+        return super()._assign(batch)
+
+    def _compute_loss(self, model, inputs):
+        self.given = inputs
+        return super()._compute_loss(model, inputs)
+
+
+def test_the_loss_sees_the_credit_of_assign(tmp_path):
+    args = CreditGRPOConfig(
+        **arguments(tmp_path, max_steps=1, steps_per_generation=1), credit_method="atpo", credit_params={"floor": 0.1}
+    )
+    trainer = trained(Watching, args)
+    scored, given = trainer.scored, trainer.given
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    rollouts = tc.mark_spans(tc.Rollouts(*(scored[n] for n in names)), build_tokenizer())
+    expected = tc.assign(policy_that_answers(), rollouts, tc.method("atpo", floor=0.1), scored["advantages"])
+    assert rollouts.has_answer.any()
+    assert (expected.weights[rollouts.has_answer].std(1) > 0.01).any()
+    for i, ids in enumerate(torch.cat([given["prompt_ids"], given["completion_ids"]], 1)):
+        j = (rollouts.input_ids == ids).all(1).nonzero()[0, 0]  # TRL shuffles the batch
+        torch.testing.assert_close(given["advantages"][i], expected.advantages[j], atol=1e-5, rtol=1e-4)
+
+
+def test_it_logs_diagnostics_and_time(tmp_path):
+    args = CreditGRPOConfig(**arguments(tmp_path), credit_method="random")
+    history = trained(CreditGRPOTrainer, args).state.log_history
+    logged = [row for row in history if "credit/gini" in row]
+    assert len(logged) == 2  # four updates, two generation batches
+    assert all(0 < float(row["credit/gini"]) < 0.5 for row in logged)
+    assert all(float(row["credit/seconds"]) > 0 for row in logged)
+
+
+def test_arca_trains_a_lora_policy(tmp_path):
+    args = CreditGRPOConfig(**arguments(tmp_path), credit_method="arca")
+    trainer = trained(CreditGRPOTrainer, args, peft_config=LoraConfig(r=2, target_modules="all-linear"))
+    rows = [row for row in trainer.state.log_history if "credit/residual_mean" in row]
+    assert float(rows[0]["credit/residual_mean"]) == 0
+    assert float(rows[0]["credit/gini"]) == 0
+    assert float(rows[-1]["credit/residual_mean"]) > 0
+    assert float(rows[-1]["credit/gini"]) > 0
+
+
+def test_arca_without_an_adapter_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="peft_config"):
+        trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path), credit_method="arca"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"credit_method": "nope"}, "Valid methods"),
+        ({"credit_params": {"q": 1}}, "Valid parameters"),
+        ({"credit_params": "[1]"}, "credit_params"),
+        ({"credit_splitter": "nope"}, "phrases, newline, paragraph"),
+    ],
+)
+def test_a_bad_config_is_refused_when_it_is_made(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        CreditGRPOConfig(**arguments(tmp_path), **changed)
+
+
+def test_parameters_may_be_json(tmp_path):
+    args = CreditGRPOConfig(**arguments(tmp_path), credit_method="atpo", credit_params='{"floor": 0.25}')
+    assert args.build_credit_method() == tc.method("atpo", floor=0.25)
