@@ -8,7 +8,7 @@ from tokencredit.testbed.problems import generate_problems
 from tokencredit.testbed.tasks import task
 from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
 
-TINY = WarmUp(steps=6, batch_size=4, size=PolicySize(width=32, layers=1, heads=2, feed_forward=32))
+TINY = WarmUp(steps=6, batch_size=4, size=PolicySize(width=32, layers=1, heads=2, kv_heads=1, feed_forward=32))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import tokencredit as tc
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
-SIZE = PolicySize(width=32, layers=2, heads=2, feed_forward=48)
+SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
 DATASET = Dataset.from_dict({"prompt": [f"Q:a={i}+{i},b=1+{i}?a\n" for i in range(8)]})
 
 

@@ -97,10 +97,9 @@ def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOCo
     rollouts = budget.prompts * budget.group_size
     if rollouts % budget.updates_per_step:
         raise ValueError(f"{rollouts} rollouts a step cannot be split into {budget.updates_per_step} equal updates")
-    params = {name: value for name, value in vars(m).items() if name != "name"}
     return CreditGRPOConfig(
         credit_method=m.name,
-        credit_params=params,
+        credit_params=dict(vars(m)),
         output_dir=str(folder),
         max_steps=budget.steps * budget.updates_per_step,
         per_device_train_batch_size=rollouts // budget.updates_per_step,

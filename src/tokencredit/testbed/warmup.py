@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +20,7 @@ from tokencredit.testbed.muon import Muon
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.problems import is_held_out
 from tokencredit.testbed.tasks import Task
-from tokencredit.testbed.tasks.base import END_THINK, EOS
+from tokencredit.testbed.tasks.base import EOS
 
 _RECIPE = 1
 """Counts up when code below changes what is learnt, so that no stale checkpoint is used."""
@@ -30,17 +28,12 @@ _RECIPE = 1
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Supervised training on the teacher's completions.
+    """Supervised training on the teacher's completions."""
 
-    Answer tokens weigh `answer_weight` times as much as reasoning tokens: they are few, and the head that reads the
-    reasoning for them forms late, or not at all, without.
-    """
-
-    steps: int = 800
+    steps: int = 600
     batch_size: int = 32
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
-    answer_weight: float = 4.0
     seed: int = 0
     size: PolicySize = field(default_factory=PolicySize)
 
@@ -80,10 +73,9 @@ def _train(task: Task, recipe: WarmUp, on_step: Callable[[int, float], None]) ->
         torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: _learning_rate(s, recipe.steps)) for o in optimizers]
-    for step, (input_ids, weights) in enumerate(_batches(task, recipe), start=1):
+    for step, (input_ids, labels) in enumerate(_batches(task, recipe), start=1):
         logits = policy(input_ids=input_ids).logits
-        losses = cross_entropy(logits[:, :-1].mT, input_ids[:, 1:], reduction="none")
-        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         policy.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -94,35 +86,35 @@ def _train(task: Task, recipe: WarmUp, on_step: Callable[[int, float], None]) ->
 
 
 def _learning_rate(step: int, steps: int) -> float:
-    """Linear to 1 in 30 steps, cosine to 0.05 at the end."""
-    return min(1.0, (step + 1) / 30) * (0.05 + 0.475 * (1 + math.cos(math.pi * min(step, steps) / steps)))
+    """Linear to 1 in 30 steps, level, then linear to nearly 0 over the last 40 %: the heads that copy and compare form
+    while it is level, and the earlier it falls, the more seeds end without them."""
+    return min(1.0, (step + 1) / 30) * min(1.0, max(0.03, (steps - step) / (0.4 * steps)))
 
 
 def _batches(task: Task, recipe: WarmUp) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Input ids and loss weights (batch_size, N), right-padded; batches of similar length, which pads less."""
+    """Input ids and labels (batch_size, N), right-padded; batches of similar length, which pads less."""
     rng = Random(f"warm-up-{recipe.seed}")
     tokenizer = build_tokenizer()
     batch, done = recipe.batch_size, 0
     while done < recipe.steps:
-        examples = sorted((_example(task, tokenizer, recipe, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
+        examples = sorted((_example(task, tokenizer, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
         chunks = [examples[i : i + batch] for i in range(0, len(examples), batch)]
         rng.shuffle(chunks)
         for chunk in chunks[: recipe.steps - done]:
             length = max(len(ids) for ids, _ in chunk)
             input_ids = torch.zeros(batch, length, dtype=torch.long)
-            weights = torch.zeros(batch, length)
-            for i, (ids, ids_weights) in enumerate(chunk):
+            labels = torch.full((batch, length), -100)
+            for i, (ids, prompt_length) in enumerate(chunk):
                 input_ids[i, : len(ids)] = torch.tensor(ids)
-                weights[i, : len(ids)] = torch.tensor(ids_weights)
-            yield input_ids, weights
+                labels[i, prompt_length : len(ids)] = torch.tensor(ids[prompt_length:])
+            yield input_ids, labels
             done += 1
 
 
-def _example(task: Task, tokenizer: Any, recipe: WarmUp, rng: Random) -> tuple[list[int], list[float]]:
-    """Token ids of a problem with the teacher's completion, and the weight of each: 0 on the prompt."""
+def _example(task: Task, tokenizer: Any, rng: Random) -> tuple[list[int], int]:
+    """Token ids of a problem with the teacher's completion, and how many of them are the prompt."""
     while is_held_out(problem := task.problem(rng)):
         pass
-    reasoning, answer = (task.teach(problem, rng) + EOS).split(END_THINK)
-    parts = [tokenizer(text).input_ids for text in (problem.prompt, reasoning + END_THINK, answer)]
-    weights = (0.0, 1.0, recipe.answer_weight)
-    return [*chain.from_iterable(parts)], [w for part, w in zip(parts, weights, strict=True) for _ in part]
+    prompt = tokenizer(problem.prompt).input_ids
+    completion = tokenizer(task.teach(problem, rng) + EOS).input_ids
+    return prompt + completion, len(prompt)

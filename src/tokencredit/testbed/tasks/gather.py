@@ -3,7 +3,7 @@
     Q:a=6+9,b=2+3,c=2+4,d=6*8?d,b     <think>b=2+3=5;c=2+4=6;d=6*8=8;</think>\\boxed{d=8,b=5}
 
 The answer must look back at each asked value, so attention knows the essential steps, and position does not. It names
-the values: without the names the policy must also count them, and whether it learns to is a matter of luck with the seed.
+the values, so that the policy need not learn to count them as well, which some seeds never do.
 """
 
 from __future__ import annotations
