@@ -143,6 +143,11 @@ def test_a_bad_config_is_refused_when_it_is_made(tmp_path, changed, message):
         CreditGRPOConfig(**arguments(tmp_path), **changed)
 
 
+def test_a_plain_config_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="CreditGRPOConfig"):
+        trained(CreditGRPOTrainer, GRPOConfig(**arguments(tmp_path)))
+
+
 def test_parameters_may_be_json(tmp_path):
     args = CreditGRPOConfig(**arguments(tmp_path), credit_method="atpo", credit_params='{"floor": 0.25}')
     assert args.build_credit_method() == tc.method("atpo", floor=0.25)

@@ -65,10 +65,16 @@ class CreditGRPOTrainer(GRPOTrainer):
     _tag_names = ["trl", "tokencredit"]  # noqa: RUF012
     _name = "tokencredit GRPO"
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: CreditGRPOConfig | None = None, **kwargs: Any):
-        args = args or CreditGRPOConfig()
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: CreditGRPOConfig | None = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        args = CreditGRPOConfig() if args is None else args
+        if not isinstance(args, CreditGRPOConfig):
+            raise ValueError(
+                f"args must be a CreditGRPOConfig, which names the credit method; got {type(args).__name__}"
+            )
         self.credit_method = args.build_credit_method()
-        super().__init__(model, reward_funcs, args=args, **kwargs)
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
         if self.credit_method.needs.adapter and not hasattr(
             self.accelerator.unwrap_model(self.model), "disable_adapter"
         ):
