@@ -117,10 +117,14 @@ def test_credit_and_truth_are_on_the_tokens(report):
     assert spans[1][2].endswith("first error")
 
 
-def test_right_and_wrong_traces_take_turns(report):
-    rows = [trace([f"r{i}"]) for i in range(9)] + [trace([f"w{i}"], reward=0.0) for i in range(9)]
-    shown = re.findall(r">([rw]\d)</span>", report(*rows))
-    assert shown == ["r0", "w0", "r1", "w1", "r2", "w2"]
+def test_of_each_problem_the_first_right_and_wrong_trace_is_shown(report):
+    rows = [
+        trace([f"{kind}{group}{i}"], group=group, reward=float(kind == "r"))
+        for group in range(5)
+        for i in range(2)
+        for kind in "wr"
+    ]
+    assert re.findall(r">([rw]\d\d)</span>", report(*rows)) == ["r00", "w00", "r10", "w10", "r20", "w20"]
 
 
 def test_traces_without_credit_are_not_shown(report):

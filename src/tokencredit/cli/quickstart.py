@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.terminal import Bars, console, needed_packages, quiet_libraries, user_errors
@@ -100,4 +101,4 @@ def _table(q: Quickstart, results: dict[str, Any]) -> Table:
 
 
 def _accuracy(a: dict[str, float]) -> str:
-    return f"{a['value']:.3f} ({a['low']:.2f} to {a['high']:.2f})"
+    return escape(f"{a['value']:.3f} [{a['low']:.2f}, {a['high']:.2f}]")

@@ -80,19 +80,12 @@ def _diagnostics(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float | N
 
 
 def _traces(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Method -> a few traces, right and wrong in turn, with credit to show."""
-    by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Method -> a few traces with credit to show: of each problem the first right and the first wrong one."""
+    found: dict[str, dict[tuple[int, bool], dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         if any(row["advantages"]):
-            by_method[row["method"]].append(row)
-    return {name: [_trace(row) for row in _in_turn(found)[:_TRACES]] for name, found in by_method.items()}
-
-
-def _in_turn(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    right, wrong = [r for r in rows if r["reward"] > 0], [r for r in rows if r["reward"] <= 0]
-    shared = min(len(right), len(wrong))
-    paired = [row for pair in zip(right, wrong, strict=False) for row in pair]
-    return [*paired, *right[shared:], *wrong[shared:]]
+            found[row["method"]].setdefault((row["group"], row["reward"] <= 0), row)
+    return {name: [_trace(by_kind[kind]) for kind in sorted(by_kind)[:_TRACES]] for name, by_kind in found.items()}
 
 
 def _trace(row: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class GatherProblem:
 
 @dataclass(frozen=True)
 class Gather:
-    """The gather task. The teacher believes a quarter of the arithmetic facts wrongly."""
+    """The gather task. The teacher believes 28 % of the arithmetic facts wrongly."""
 
     level: int = 2
     name: ClassVar[str] = "gather"
@@ -90,7 +90,7 @@ class Gather:
         return GatherProblem(definitions, asked)
 
     def teach(self, problem: GatherProblem, rng: Random) -> str:
-        beliefs = misconceptions(0.25, seed=4321)
+        beliefs = misconceptions(0.28, seed=4321)
         extra = [v for v in problem.definitions if v not in problem.asked and rng.random() < self.distractor]
         order = [*dict.fromkeys(problem.asked), *extra]
         rng.shuffle(order)
