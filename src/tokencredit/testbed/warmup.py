@@ -30,7 +30,7 @@ _RECIPE = 1
 class WarmUp:
     """Supervised training on the teacher's completions."""
 
-    steps: int = 500
+    steps: int = 700
     batch_size: int = 32
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
