@@ -20,7 +20,7 @@ from tokencredit.testbed.muon import Muon
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.problems import is_held_out
 from tokencredit.testbed.tasks import Task
-from tokencredit.testbed.tasks.base import EOS
+from tokencredit.testbed.tasks.base import END_THINK, EOS
 
 _RECIPE = 1
 """Counts up when code below changes what is learnt, so that no stale checkpoint is used."""
@@ -28,9 +28,15 @@ _RECIPE = 1
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Supervised training on the teacher's completions."""
+    """Supervised training on the teacher's completions.
 
-    steps: int = 700
+    The learning rate is level, then falls to nearly 0 over the last `decay_steps`. It falls once the policy copies its
+    answer from its reasoning, which some seeds learn late: after `level_steps` at least, and in time to end at `steps`.
+    """
+
+    steps: int = 1100
+    level_steps: int = 400
+    decay_steps: int = 250
     batch_size: int = 32
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -72,43 +78,67 @@ def _train(task: Task, recipe: WarmUp, on_step: Callable[[int, float], None]) ->
         Muon(hidden, lr=recipe.muon_lr),
         torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: _learning_rate(s, recipe.steps)) for o in optimizers]
-    for step, (input_ids, labels) in enumerate(_batches(task, recipe), start=1):
-        logits = policy(input_ids=input_ids).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    schedule = _Schedule(recipe)
+    for step, (input_ids, labels, is_answer) in enumerate(_batches(task, recipe), start=1):
+        for optimizer, full in zip(optimizers, (recipe.muon_lr, recipe.adam_lr), strict=True):
+            optimizer.param_groups[0]["lr"] = full * schedule.factor(step)
+        logits = policy(input_ids=input_ids).logits[:, :-1]
+        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         policy.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer in optimizers:
+            optimizer.step()
         on_step(step, loss.item())
+        right = logits.argmax(-1) == labels[:, 1:]
+        schedule.saw(step, right[is_answer[:, 1:]].float().mean().item())
+        if step == schedule.last:
+            break
     return policy.eval()
 
 
-def _learning_rate(step: int, steps: int) -> float:
-    """Linear to 1 in 30 steps, level, then linear to nearly 0 over the last 40 %: the heads that copy and compare form
-    while it is level, and the earlier it falls, the more seeds end without them."""
-    return min(1.0, (step + 1) / 30) * min(1.0, max(0.03, (steps - step) / (0.4 * steps)))
+class _Schedule:
+    """The learning rate as a factor, and the step to end at, which moves forward once answers are copied."""
+
+    def __init__(self, recipe: WarmUp) -> None:
+        self.last = recipe.steps
+        self._level = recipe.level_steps
+        self._decay = min(recipe.decay_steps, max(1, recipe.steps // 2))
+        self._copied = 0.0
+
+    def factor(self, step: int) -> float:
+        """Linear to 1 in 30 steps; linear to 0.03 over the last ones."""
+        return min(1.0, step / 30) * min(1.0, max(0.03, (self.last - step) / self._decay))
+
+    def saw(self, step: int, answers_right: float) -> None:
+        """Told which share of the answer tokens was predicted, given the teacher's reasoning."""
+        self._copied += 0.1 * (answers_right - self._copied)
+        if step >= self._level and self._copied > 0.96:
+            self.last = min(self.last, step + self._decay)
 
 
-def _batches(task: Task, recipe: WarmUp) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Input ids and labels (batch_size, N), right-padded; batches of similar length, which pads less."""
+def _batches(task: Task, recipe: WarmUp) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Without end: input ids, labels and whether a token is of the answer, (batch_size, N) each, right-padded.
+
+    The completions of a batch are of similar length, which pads less.
+    """
     rng = Random(f"warm-up-{recipe.seed}")
     tokenizer = build_tokenizer()
-    batch, done = recipe.batch_size, 0
-    while done < recipe.steps:
+    end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+    batch = recipe.batch_size
+    while True:
         examples = sorted((_example(task, tokenizer, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
         chunks = [examples[i : i + batch] for i in range(0, len(examples), batch)]
         rng.shuffle(chunks)
-        for chunk in chunks[: recipe.steps - done]:
+        for chunk in chunks:
             length = max(len(ids) for ids, _ in chunk)
             input_ids = torch.zeros(batch, length, dtype=torch.long)
             labels = torch.full((batch, length), -100)
             for i, (ids, prompt_length) in enumerate(chunk):
                 input_ids[i, : len(ids)] = torch.tensor(ids)
                 labels[i, prompt_length : len(ids)] = torch.tensor(ids[prompt_length:])
-            yield input_ids, labels
-            done += 1
+            ends = torch.eq(input_ids, end_think)
+            yield input_ids, labels, (ends.cumsum(1) > 0) & ~ends & (labels != -100)
 
 
 def _example(task: Task, tokenizer: Any, rng: Random) -> tuple[list[int], int]:
