@@ -124,7 +124,7 @@ def _batches(task: Task, recipe: WarmUp) -> Iterator[tuple[torch.Tensor, torch.T
     """
     rng = Random(f"warm-up-{recipe.seed}")
     tokenizer = build_tokenizer()
-    end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+    (end_think,) = tokenizer(END_THINK).input_ids
     batch = recipe.batch_size
     while True:
         examples = sorted((_example(task, tokenizer, rng) for _ in range(8 * batch)), key=lambda e: len(e[0]))
