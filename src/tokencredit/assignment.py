@@ -19,6 +19,7 @@ def assign(
     reward_model: nn.Module | None = None,
     step: int | None = None,
     *,
+    reference_model: nn.Module | None = None,
     batch_size: int | None = None,
 ) -> Credit:
     """Collect what a method needs from the policy, and apply it.
@@ -29,6 +30,7 @@ def assign(
         advantages: (B,) outcome advantages; by default `outcome.grpo` of the rollouts' rewards and groups.
         reward_model: for methods that read one.
         step: the training step, for methods with a schedule.
+        reference_model: what `divergence` compares with; by default the policy with its adapter off.
         batch_size: completions per forward pass; all by default. It does not change the credit.
 
     Raises:
@@ -40,5 +42,7 @@ def assign(
         if rollouts.rewards is None or rollouts.group is None:
             raise ValueError("pass advantages=, or give the rollouts both rewards and group to compute them from")
         advantages = outcome.grpo(rollouts.rewards, rollouts.group)
-    signals = collect(policy, rollouts, chosen.needs, reward_model, batch_size=batch_size)
+    signals = collect(
+        policy, rollouts, chosen.needs, reward_model, reference_model=reference_model, batch_size=batch_size
+    )
     return chosen(rollouts, advantages, signals, step=step)

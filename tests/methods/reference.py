@@ -83,3 +83,28 @@ def position(n: int, answer: int, shape: str, floor: float, temperature: float) 
         return (curve[t] - curve[0]) / (curve[last] - curve[0])
 
     return [floor + (1 - floor) * ramp(t) for t in range(answer)] + [1.0] * (n - answer)
+
+
+def distributions(policy, rollouts, i: int) -> tuple[list[torch.Tensor], list[int]]:
+    """Completion i alone: log pi(. | before t) for each of its tokens t, float64, and the tokens."""
+    p, c = rollouts.prompt_mask[i], rollouts.completion_mask[i]
+    ids = torch.cat([rollouts.prompt_ids[i][p], rollouts.completion_ids[i][c]])
+    with torch.no_grad():
+        log_p = policy(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+    prompt = int(p.sum())
+    return list(log_p[prompt - 1 : -1]), ids[prompt:].tolist()
+
+
+def entropies(log_ps: list[torch.Tensor]) -> list[float]:
+    return [-sum(math.exp(v) * v for v in row.tolist()) for row in log_ps]
+
+
+def mean_one(salience: Sequence[float], eps: float) -> list[float]:
+    raised = [a + eps for a in salience]
+    return [len(raised) * a / sum(raised) for a in raised]
+
+
+def top(values: Sequence[float], q: float) -> set[int]:
+    """The indices of the top q, the highest first, ties to the earlier."""
+    n = max(1, int(q * len(values) + 1e-9))
+    return set(sorted(range(len(values)), key=lambda t: (-values[t], t))[:n])

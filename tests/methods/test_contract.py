@@ -14,12 +14,17 @@ CASES = [
     ("arca", {}),
     ("atpo", {}),
     ("atpo", {"layers": 3, "floor": 0.0}),
+    ("divergence", {}),
+    ("entropy", {}),
+    ("entropy_reduction", {}),
+    ("entropy_selection", {}),
     ("position", {}),
     ("position", {"shape": "sigmoid", "floor": 0.2}),
     ("random", {}),
+    ("surprisal", {}),
     ("uniform", {}),
 ]
-MEAN_ONE = ("arca", "uniform")
+MEAN_ONE = ("arca", "divergence", "entropy_reduction", "surprisal", "uniform")
 EVERY_METHOD = pytest.mark.parametrize(("name", "params"), CASES, ids=[f"{n}-{p}" if p else n for n, p in CASES])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import reference
 import torch
@@ -98,6 +100,56 @@ def test_arca_without_an_adapter_says_so():
         weights_of(tiny_policy(), "arca")
 
 
+def logit_reference(name, policy, i):
+    """The weights of completion i under a method that reads logits."""
+    log_ps, tokens = reference.distributions(policy, ROLLOUTS, i)
+    logprob = [row[token].item() for row, token in zip(log_ps, tokens, strict=True)]
+    entropy = reference.entropies(log_ps)
+    if name == "entropy":
+        chosen = reference.top(entropy, 0.4)
+        return [1.5 if t in chosen else 1.0 for t in range(len(tokens))]
+    if name == "entropy_selection":
+        chosen = reference.top(entropy, 0.2)
+        return [float(t in chosen) for t in range(len(tokens))]
+    if name == "surprisal":
+        return reference.mean_one([-v for v in logprob], 1e-6)
+    if name == "entropy_reduction":
+        falls = [max(0.0, a - b) for a, b in pairwise(entropy)]
+        return reference.mean_one([*falls, 0.0], 1e-6)
+    with policy.disable_adapter():
+        base, _ = reference.distributions(policy, ROLLOUTS, i)
+    apart = [abs(v - row[token].item()) for v, row, token in zip(logprob, base, tokens, strict=True)]
+    return reference.mean_one(apart, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["entropy", "entropy_selection", "surprisal", "entropy_reduction", "divergence"])
+def test_methods_on_logits_equal_the_reference(name):
+    policy = tiny_lora_policy().double()
+    rows = [logit_reference(name, policy, i) for i in range(len(ROLLOUTS))]
+    expect_rows(weights_of(policy, name), rows, tolerance=1e-5)
+
+
+def test_divergence_from_a_given_reference():
+    policy, reference_model = tiny_policy(), tiny_policy(seed=1)
+    credit = tc.assign(policy, ROLLOUTS, "divergence", reference_model=reference_model)
+    assert credit.weights[0].std() > 0.1
+    same = tc.assign(policy, ROLLOUTS, "divergence", reference_model=tiny_policy())
+    assert (same.weights[ROLLOUTS.completion_mask] == 1).all()
+
+
+def test_divergence_without_a_reference_says_so():
+    with pytest.raises(ValueError, match="reference_model="):
+        weights_of(tiny_policy(), "divergence")
+
+
+def test_ties_go_to_the_earlier_token():
+    from tokencredit.methods.base import top_mask
+
+    values = torch.tensor([[1.0, 3.0, 3.0, 3.0, 9.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True, True, False], [True, True, True, True, True]])
+    assert top_mask(values, mask, 0.5).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("shape", ["linear", "exponential", "sigmoid", "zero"])
 @pytest.mark.parametrize("floor", [0.0, 0.3])
 def test_position_equals_the_reference(shape, floor):
@@ -158,6 +210,9 @@ def test_uniform_is_the_plain_advantage():
         ("position", {"shape": "cubic"}, "linear, exponential, sigmoid, zero"),
         ("random", {"q": 0}, r"q must be a number in \(0, 1\]"),
         ("arca", {"eps": 0}, "eps must be"),
+        ("entropy", {"q": 1.1}, "q must be"),
+        ("entropy_selection", {"q": -0.1}, "q must be"),
+        ("surprisal", {"eps": -1}, "eps must be"),
     ],
 )
 def test_bad_parameters_are_refused_with_the_valid_ones(name, params, message):

@@ -12,13 +12,32 @@ from typing import Any
 from tokencredit.methods.arca import ARCA
 from tokencredit.methods.atpo import ATPO
 from tokencredit.methods.base import Method
+from tokencredit.methods.divergence import Divergence
+from tokencredit.methods.entropy import Entropy
+from tokencredit.methods.entropy_reduction import EntropyReduction
+from tokencredit.methods.entropy_selection import EntropySelection
 from tokencredit.methods.position import Position
 from tokencredit.methods.random import Random
+from tokencredit.methods.surprisal import Surprisal
 from tokencredit.methods.uniform import Uniform
 
 __all__ = ["Method", "method", "methods"]
 
-_METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ARCA, ATPO, Position, Random, Uniform)}
+_METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        ARCA,
+        ATPO,
+        Divergence,
+        Entropy,
+        EntropyReduction,
+        EntropySelection,
+        Position,
+        Random,
+        Surprisal,
+        Uniform,
+    )
+}
 
 
 def methods() -> list[str]:

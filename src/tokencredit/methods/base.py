@@ -6,6 +6,7 @@ import math
 from numbers import Real
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit
@@ -37,6 +38,14 @@ class Method(Protocol):
 def top_count(q: float, length: int) -> int:
     """How many tokens "the top q" of a completion are: max(1, floor(q * length)), with 0.4 * 10 counted as 4."""
     return max(1, math.floor(q * length + 1e-9))
+
+
+def top_mask(values: Tensor, mask: Tensor, q: float) -> Tensor:
+    """(B, T) bool: each row's top q by value among its masked tokens (`top_count`), ties to the earlier token."""
+    order = values.masked_fill(~mask, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(mask.shape[1], device=mask.device).expand_as(order))
+    count = torch.tensor([top_count(q, n) for n in mask.sum(1).tolist()], device=mask.device)
+    return (rank < count[:, None]) & mask
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_answer_rows
+from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.types import Needs, Signals
 
 
@@ -20,6 +21,7 @@ def collect(
     needs: Needs,
     reward_model: nn.Module | None = None,
     *,
+    reference_model: nn.Module | None = None,
     batch_size: int | None = None,
 ) -> Signals:
     """Read what `needs` names, for every completion, from the policy as it is now.
@@ -31,43 +33,52 @@ def collect(
         policy: a transformers causal LM, or a PEFT model around one; not wrapped for distributed training.
         needs: usually `method.needs`, or the union of several (`a.needs | b.needs`).
         reward_model: for methods that read a reward model; no method does yet.
+        reference_model: what `reference_logprob` is read from; by default the policy with its adapter off.
         batch_size: how many completions one forward pass takes; all by default. It does not change the signals.
 
     Raises:
-        ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention that cannot be
-            read), or `answer_start` is missing where it is needed.
+        ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
+            cannot be read), or `answer_start` is missing where it is needed.
     """
     if not needs:
         return Signals()
     if needs.answer_attention:
         rollouts.has_answer  # noqa: B018 - raises where the spans are not marked
-    _check_adapter(policy, needs)
-    size = batch_size or max(1, len(rollouts))
+    check_adapter(policy, needs, reference_model)
+    size = max(1, len(rollouts)) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     starts = range(0, max(1, len(rollouts)), size)
-    with _reading(policy):
-        parts = [_collect(policy, rollouts.rows(slice(start, start + size)), needs) for start in starts]
+    with _reading(policy), nullcontext() if reference_model is None else _reading(reference_model):
+        parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model) for i in starts]
     return Signals.concatenate(parts)
 
 
-def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Signals:
+def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None) -> Signals:
+    model, device = _causal_lm(policy), rollouts.completion_ids.device
     prompt_length = rollouts.prompt_ids.shape[1]
+    found: dict[str, Tensor] = {}
     rows = _answer_rows(rollouts) if needs.answer_attention else None
-    with probe_answer_rows(_causal_lm(policy), needs.answer_attention, rows) as attention:
-        hidden = _hidden_states(policy, rollouts)
-    residual = None
-    if needs.adapter_residual:
-        with policy.disable_adapter():  # type: ignore[operator]  # _check_adapter saw it
-            base = _hidden_states(policy, rollouts)
+    with probe_answer_rows(model, needs.answer_attention, rows) as attention:
+        hidden = _hidden_states(model, rollouts, check_logits=needs.logits)
+    if needs.logits:
+        found["logprob"], found["entropy"] = logprob_and_entropy(model, hidden, rollouts)
+    if needs.reference_logprob and reference_model is not None:
+        reference = _causal_lm(reference_model)
+        states = _hidden_states(reference, rollouts, check_logits=True)
+        found["reference_logprob"] = logprob_and_entropy(reference, states, rollouts)[0]
+    if needs.adapter_residual or (needs.reference_logprob and reference_model is None):
+        with policy.disable_adapter():  # type: ignore[operator]  # check_adapter saw it
+            base = _hidden_states(model, rollouts, check_logits=needs.reference_logprob)
+            if needs.reference_logprob and reference_model is None:
+                found["reference_logprob"] = logprob_and_entropy(model, base, rollouts)[0]
         # Aligned with log-probs: token t is read at the position that predicts it.
         predicts = slice(prompt_length - 1, -1)
-        norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1)
-        residual = torch.where(rollouts.completion_mask, norm.to(rollouts.completion_mask.device), 0.0)
-    device = rollouts.completion_ids.device
+        norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1).to(device)
+        if needs.adapter_residual:
+            found["adapter_residual"] = torch.where(rollouts.completion_mask, norm, 0.0)
     return Signals(
-        answer_attention={layer: a[..., prompt_length:].to(device) for layer, a in attention.items()},
-        adapter_residual=residual,
+        answer_attention={layer: a[..., prompt_length:].to(device) for layer, a in attention.items()}, **found
     )
 
 
@@ -76,16 +87,30 @@ def _answer_rows(rollouts: Rollouts) -> Tensor:
     return torch.cat([torch.zeros_like(rollouts.prompt_mask), rollouts.answer_mask], 1)
 
 
-def _hidden_states(policy: nn.Module, rollouts: Rollouts) -> Tensor:
-    """(B, N, D): the states that enter the LM head, after the final norm."""
-    decoder = _causal_lm(policy).get_decoder()
+def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Tensor:
+    """(B, N, D): the states that enter the LM head, after the final norm.
+
+    With `check_logits` the model also makes the logits of the last position, against which our reading of its head is
+    checked: what a model does to its logits is its own business, and must not go wrong silently.
+    """
+    decoder = model.get_decoder()
     device = next(decoder.parameters()).device
-    return decoder(
-        input_ids=rollouts.input_ids.to(device),
-        attention_mask=rollouts.attention_mask.long().to(device),
-        position_ids=rollouts.position_ids.to(device),
-        use_cache=False,
-    ).last_hidden_state
+    batch = {
+        "input_ids": rollouts.input_ids.to(device),
+        "attention_mask": rollouts.attention_mask.long().to(device),
+        "position_ids": rollouts.position_ids.to(device),
+        "use_cache": False,
+    }
+    if not check_logits:
+        return decoder(**batch).last_hidden_state
+    states: list[Tensor] = []
+    hook = decoder.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+    try:
+        logits = model(**batch, logits_to_keep=1).logits
+    finally:
+        hook.remove()
+    check_head(model, states[0][:, -1:], logits)
+    return states[0]
 
 
 def _causal_lm(policy: nn.Module) -> Any:
@@ -99,11 +124,19 @@ def _causal_lm(policy: nn.Module) -> Any:
     return model
 
 
-def _check_adapter(policy: nn.Module, needs: Needs) -> None:
-    if needs.adapter and not hasattr(policy, "disable_adapter"):
+def check_adapter(policy: nn.Module, needs: Needs, reference_model: nn.Module | None = None) -> None:
+    """Raise a ValueError where `needs` compares with an adapter that is off, and the policy has none."""
+    if hasattr(policy, "disable_adapter"):
+        return
+    if needs.adapter_residual:
         raise ValueError(
             f"this method reads what a LoRA adapter changes, but {type(policy).__name__} has none: train with a PEFT "
             "adapter (peft_config=LoraConfig(...)), or choose another method"
+        )
+    if needs.reference_logprob and reference_model is None:
+        raise ValueError(
+            f"this method compares the policy with a reference, and {type(policy).__name__} has no adapter to switch "
+            "off: pass reference_model=, or train with a PEFT adapter (peft_config=LoraConfig(...))"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -15,58 +15,73 @@ class Needs:
 
     Attributes:
         answer_attention: the layers whose answer rows are read; negative numbers count from the last layer.
+        logits: log-prob and entropy of each completion token.
+        reference_logprob: log-prob of each completion token under the reference: the policy with its LoRA adapter
+            off, or a given model (a second forward pass).
         adapter_residual: the change that the LoRA adapter makes to the final hidden state (a second forward pass,
-            adapter off).
+            adapter off; it serves `reference_logprob` too).
     """
 
     answer_attention: frozenset[int] = frozenset()
+    logits: bool = False
+    reference_logprob: bool = False
     adapter_residual: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(
-            answer_attention=self.answer_attention | other.answer_attention,
-            adapter_residual=self.adapter_residual or other.adapter_residual,
-        )
+        return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
 
     def __bool__(self) -> bool:
         return self != Needs()
 
     @property
     def adapter(self) -> bool:
-        """Only a PEFT policy can give these signals."""
-        return self.adapter_residual
+        """A PEFT policy gives these signals by switching its adapter off."""
+        return self.adapter_residual or self.reference_logprob
 
 
 @dataclass(frozen=True, eq=False)
 class Signals:
     """What was read for B completions, detached and finite. What was not asked for is absent.
 
+    Log-prob-aligned signals stand at the token that they are about, read at the position that predicts it.
+
     Attributes:
         answer_attention: layer, as it was asked for -> (B, H, T) float32: the mean over the completion's answer rows of
             the attention that a head pays to each completion token; 0 where there is no answer.
-        adapter_residual: (B, T) float32, ||h_adapted - h_base||_2 at the position that predicts each token.
+        logprob: (B, T) float32, log pi(y_t).
+        entropy: (B, T) float32, H_t in nats.
+        reference_logprob: (B, T) float32, log pi_ref(y_t).
+        adapter_residual: (B, T) float32, ||h_adapted - h_base||_2.
 
     Raises:
         ValueError: a signal is NaN or infinite.
     """
 
     answer_attention: dict[int, Tensor] = field(default_factory=dict)
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    reference_logprob: Tensor | None = None
     adapter_residual: Tensor | None = None
 
     def __post_init__(self) -> None:
-        read: dict[str, Tensor | None] = {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
-        read["adapter_residual"] = self.adapter_residual
-        for name, values in read.items():
-            if values is not None and not torch.isfinite(values).all():
-                raise ValueError(f"signal {name} is not finite: the policy's activations are NaN or infinite")
+        for name, values in self._read().items():
+            if not torch.isfinite(values).all():
+                raise ValueError(f"signal {name} is not finite: the model's activations are NaN or infinite")
+
+    def _read(self) -> dict[str, Tensor]:
+        plain = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
+        return plain | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
 
     @staticmethod
     def concatenate(parts: Sequence[Signals]) -> Signals:
         """The signals of consecutive slices of one batch, as one."""
-        residuals = [p.adapter_residual for p in parts if p.adapter_residual is not None]
+        first = parts[0]
         return Signals(
             answer_attention={
-                layer: torch.cat([p.answer_attention[layer] for p in parts]) for layer in parts[0].answer_attention
+                layer: torch.cat([p.answer_attention[layer] for p in parts]) for layer in first.answer_attention
             },
-            adapter_residual=torch.cat(residuals) if residuals else None,
+            **{n: torch.cat([getattr(p, n) for p in parts]) for n in _PLAIN if getattr(first, n) is not None},
         )
+
+
+_PLAIN = ("logprob", "entropy", "reference_logprob", "adapter_residual")

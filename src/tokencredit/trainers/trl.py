@@ -20,6 +20,7 @@ from tokencredit.assignment import assign
 from tokencredit.credit import Credit
 from tokencredit.methods import Method, method
 from tokencredit.rollouts import Rollouts
+from tokencredit.signals import check_adapter
 from tokencredit.steps import SPLITTERS, mark_spans
 
 
@@ -75,13 +76,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             )
         self.credit_method = args.build_credit_method()
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
-        if self.credit_method.needs.adapter and not hasattr(
-            self.accelerator.unwrap_model(self.model), "disable_adapter"
-        ):
-            raise ValueError(
-                f"{args.credit_method} reads what a LoRA adapter changes: pass peft_config=LoraConfig(...), or choose "
-                "another credit_method"
-            )
+        check_adapter(self.accelerator.unwrap_model(self.model), self.credit_method.needs, self.ref_model)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -107,6 +102,7 @@ class CreditGRPOTrainer(GRPOTrainer):
                 self.credit_method,
                 advantages=batch["advantages"],
                 step=self.state.global_step,
+                reference_model=self.ref_model,
                 batch_size=self.args.per_device_train_batch_size,
             )
 

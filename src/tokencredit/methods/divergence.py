@@ -1,0 +1,36 @@
+"""Divergence credit: a token matters as much as the policy has moved on it (eq. 14 of arXiv 2606.00257)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokencredit.credit import Credit, multiplicative, salience_weights
+from tokencredit.methods.base import check_number
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.types import Needs, Signals
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Salience abs(log pi(y_t) - log pi_ref(y_t)); weights of mean one.
+
+    The reference is the policy with its adapter switched off, or the model given as `reference_model`."""
+
+    eps: float = 1e-6
+    name: ClassVar[str] = "divergence"
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, 0, open_low=True)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(logits=True, reference_logprob=True)
+
+    def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        assert signals.logprob is not None, "collect() fills logprob whenever it is needed"
+        assert signals.reference_logprob is not None, "collect() fills reference_logprob whenever it is needed"
+        salience = (signals.logprob - signals.reference_logprob).abs()
+        return multiplicative(rollouts, advantages, salience_weights(salience, rollouts.completion_mask, self.eps))
