@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokencredit import diagnostics as diag
+from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 
 
@@ -54,9 +55,8 @@ def salience_weights(salience: Tensor, mask: Tensor, eps: float) -> Tensor:
 
     The mean-one form of ARCA's eq. 8, so that uniform salience gives w = 1. (B, T) in, (B, T) out; 0 on padding.
     """
-    raised = (salience.double() + eps) * mask
-    total = raised.sum(1, keepdim=True)
-    return torch.where(total > 0, mask.sum(1, keepdim=True) * raised / total.clamp(min=1e-300), 0.0).float()
+    raised = (widened(salience) + eps) * mask
+    return divided(mask.sum(1, keepdim=True) * raised, by=raised.sum(1, keepdim=True), otherwise=0.0).float()
 
 
 def _on_tokens(values: Tensor, rollouts: Rollouts) -> Tensor:
@@ -86,7 +86,7 @@ def _credit(
     if not torch.isfinite(per_token).all():
         raise ValueError("credit is not finite: the model produced NaN or infinite signals for these rollouts")
     mask = rollouts.completion_mask
-    no_answer = torch.ones_like(mask[:, 0]) if rollouts.answer_start is None else ~rollouts.has_answer
+    no_answer = mask.new_ones(len(rollouts)) if rollouts.answer_start is None else ~rollouts.has_answer
     diagnostics = {
         **diag.concentration(concentrate, mask),
         "sign_flip": diag.sign_flip(per_token, advantages, mask),

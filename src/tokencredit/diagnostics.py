@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokencredit.precision import divided, widened
+
 BROADCAST_GINI = 0.02
 """Below this Gini the weights are as good as uniform."""
 SPARSE_RATIO = 0.1
@@ -39,7 +41,7 @@ def effective_ratio(weights: Tensor, mask: Tensor) -> Tensor:
     """
     p, count = _shares(weights, mask)
     square = (p**2).sum(1)
-    return torch.where(square > 0, 1 / (count.clamp(min=1) * square.clamp(min=1e-300)), 1.0).float()
+    return divided(torch.ones_like(square), by=count * square, otherwise=1.0).float()
 
 
 def sign_flip(advantages: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
@@ -70,6 +72,5 @@ def concentration(weights: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 def _shares(weights: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """p = w / sum(w) over the real tokens in float64 (B, T), and the number of tokens (B,)."""
-    w = weights.double() * mask
-    total = w.sum(1, keepdim=True)
-    return torch.where(total > 0, w / total.clamp(min=1e-300), 0.0), mask.sum(1)
+    w = widened(weights) * mask
+    return divided(w, by=w.sum(1, keepdim=True), otherwise=0.0), mask.sum(1)

@@ -10,6 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from tokencredit.precision import widened
+
 
 def grpo(rewards: Tensor, group: Tensor, eps: float = 1e-4) -> Tensor:
     """(r - mean) / (std + eps) within each group, std with ddof=1 (GRPO, arXiv 2402.03300, as TRL and verl have it).
@@ -46,7 +48,7 @@ def rloo(rewards: Tensor, group: Tensor) -> Tensor:
         )
     # r - (sum - r) / (K - 1) = (r - mean) * K / (K - 1)
     leave_one_out = centred * (size / (size - 1).clamp(min=1))[index]
-    return torch.where(alone, rewards.double(), leave_one_out).float()
+    return torch.where(alone, widened(rewards), leave_one_out).float()
 
 
 def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +58,7 @@ def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards must be finite; got {rewards[~torch.isfinite(rewards)].tolist()}")
     index = torch.unique(group, return_inverse=True)[1]
-    values = rewards.double()
+    values = widened(rewards)
     size = _group_sum(torch.ones_like(values), index)
     mean = _group_sum(values, index) / size
     # Equal rewards must give exactly 0, whatever the rounding of their mean.

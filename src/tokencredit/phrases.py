@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 DOUBT, FORWARD, SUMMARY, FINAL = "doubt", "forward", "summary", "final"
+_OPENING = "opening"
 
 PHRASES: Mapping[str, Sequence[str]] = {
     DOUBT: (
@@ -82,14 +83,15 @@ _SENTENCE_START = re.compile(r"(?:\A|\n|(?<=[.!?])\s)\s*")
 def split_phrases(text: str, phrases: Mapping[str, Sequence[str]] = PHRASES, min_length: int = 80) -> list[int]:
     """Offsets of the steps: a step starts at a line or sentence that opens with a transition phrase.
 
-    Steps shorter than `min_length` characters merge: a doubt with what follows it, a forward step with what follows
+    Steps shorter than `min_length` characters merge: a doubt with what follows it (so does text before the first
+    phrase, such as a lone `<think>`), a forward step with what follows
     unless that is a doubt (then with what precedes), a summary with what precedes; never into the final-answer step.
     Pass your own `phrases` with `functools.partial(split_phrases, phrases=...)`.
     """
     kinds = {phrase.lower(): kind for kind, group in phrases.items() for phrase in group}
     longest_first = sorted(kinds, key=len, reverse=True)
     opening = re.compile(rf"({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
-    steps: list[tuple[int, str]] = [(0, FORWARD)]
+    steps: list[tuple[int, str]] = [(0, _OPENING)]
     for start in _SENTENCE_START.finditer(text):
         if phrase := opening.match(text, start.end()):
             kind = kinds[phrase[1].lower()]
@@ -110,8 +112,8 @@ def _merge(steps: list[tuple[int, str]], end: int, min_length: int) -> list[tupl
             i += 1
             continue
         follows = following is not None and following[1] != FINAL
-        forward = follows and (kind == DOUBT or (kind == FORWARD and following is not None and following[1] != DOUBT))
-        if forward:
+        doubted = following is not None and following[1] == DOUBT
+        if follows and (kind in (_OPENING, DOUBT) or (kind == FORWARD and not doubted)):
             del steps[i + 1]
         elif i > 0 and steps[i - 1][1] != FINAL:
             del steps[i]

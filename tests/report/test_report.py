@@ -13,6 +13,7 @@ from tokencredit.report.render import visible
 from tokencredit.testbed.runs import RunFolder
 
 CONFIG = {
+    "command": "quickstart",
     "task": "gather",
     "seed": 0,
     "tokencredit": "0.1.0",

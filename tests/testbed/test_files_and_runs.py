@@ -7,7 +7,7 @@ from conftest import tiny_policy
 from tokencredit.testbed.files import replacing_directory, write_text
 from tokencredit.testbed.runs import RunFolder
 
-CONFIG = {"methods": ["uniform", "atpo"], "seed": 0}
+CONFIG = {"command": "quickstart", "methods": ["uniform", "atpo"], "seed": 0}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -37,6 +37,39 @@ def test_a_failed_replacement_keeps_what_was_there(tmp_path):
     assert (target / "file").read_text() == "good"
 
 
+def test_two_processes_that_replace_at_once_leave_one_whole_folder(tmp_path):
+    target = tmp_path / "checkpoint"
+    with replacing_directory(target) as mine:
+        (mine / "file").write_text("mine")
+        with replacing_directory(target) as theirs:
+            (theirs / "file").write_text("theirs")
+    assert (target / "file").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_rename_that_fails_puts_back_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "checkpoint"
+    with replacing_directory(target) as partial:
+        (partial / "file").write_text("good")
+    rename = type(target).rename
+
+    def fail(self, to):
+        if (self / "new").exists():
+            raise OSError("no space")
+        return rename(self, to)
+
+    monkeypatch.setattr(type(target), "rename", fail)
+
+    def replace():
+        with replacing_directory(target) as partial:
+            (partial / "new").write_text("x")
+
+    with pytest.raises(OSError, match="no space"):
+        replace()
+    assert (target / "file").read_text() == "good"
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
 def test_text_that_no_encoding_takes(tmp_path):
     write_text(tmp_path / "t", "a\ud800b")
     assert (tmp_path / "t").read_text("utf-8") == "a?b"
@@ -60,6 +93,10 @@ def test_what_is_no_run_is_never_overwritten(tmp_path):
     assert (tmp_path / "thesis").read_text() == "years of work"
     with pytest.raises(ValueError, match="not a run folder"):
         RunFolder.create(tmp_path / "thesis", CONFIG, overwrite=True)
+    tiny_policy().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="not a run folder"):
+        RunFolder.create(tmp_path / "model", CONFIG, overwrite=True)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_resuming_keeps_finished_methods_and_drops_the_rest(tmp_path):
@@ -83,7 +120,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         RunFolder.create(tmp_path / "run", {**CONFIG, "seed": 1}, resume=True)
     more = RunFolder.create(tmp_path / "run", {**CONFIG, "methods": ["random"]}, resume=True)
-    assert json.loads((more.path / "config.json").read_text())["methods"] == ["random"]
+    assert json.loads((more.path / "config.json").read_text())["methods"] == ["uniform", "atpo", "random"]
 
 
 def test_finishing_a_method_again_replaces_its_rows(tmp_path):

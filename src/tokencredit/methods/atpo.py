@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.methods.base import check_number
+from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
 
@@ -44,7 +45,7 @@ class ATPO:
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         reasoning = rollouts.reasoning_mask
         attention = torch.stack([signals.answer_attention[layer] for layer in sorted(self.needs.answer_attention)])
-        salience = attention.double().mean((0, 2))
+        salience = widened(attention).mean((0, 2))
         y = _rescaled_sigmoid(torch.log(salience + 1e-6), reasoning, self.temperature)
         weights = torch.where(reasoning, self.floor + (1 - self.floor) * y, 1.0)
         return multiplicative(rollouts, advantages, weights)
@@ -56,12 +57,11 @@ def _rescaled_sigmoid(x: Tensor, mask: Tensor, temperature: float) -> Tensor:
     mean = torch.where(mask, x, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
     centred = torch.where(mask, x - mean, 0.0)
     std = ((centred**2).sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    y = torch.sigmoid(temperature * centred / std.clamp(min=1e-300))
-    low, high = _extremes(y, mask)
     # Equal x must give 0.5 whatever the rounding of their mean, so equality is asked of x itself.
-    x_low, x_high = _extremes(x, mask)
-    varies = (x_high > x_low) & (high > low)
-    return torch.where(varies, (y - low) / (high - low).clamp(min=1e-300), 0.5)
+    low, high = _extremes(x, mask)
+    y = torch.sigmoid(temperature * divided(centred, by=torch.where(high > low, std, 0.0), otherwise=0.0))
+    low, high = _extremes(y, mask)
+    return divided(y - low, by=torch.where(mask.any(1, keepdim=True), high - low, 0.0), otherwise=0.5)
 
 
 def _extremes(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ def top_mask(values: Tensor, mask: Tensor, q: float) -> Tensor:
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Raise a ValueError unless `value` is a number in [low, high], or (low, high] with `open_low`."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
+    """Raise a ValueError unless `value` is a finite number in [low, high], or (low, high] with `open_low`."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (low < value if open_low else low <= value) or not value <= high:
         range_ = f"{'(' if open_low else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a number in {range_}; got {value!r}")

@@ -59,4 +59,5 @@ class Position:
         if self.shape == "exponential":
             return 0.995 ** (n - 1 - t)
         y = torch.sigmoid(3 * self.temperature * (2 * t / (n - 1) - 1))
-        return (y - y[0]) / (y[-1] - y[0])
+        # A temperature near 0 leaves no spread in float64; the limit is the straight line.
+        return (y - y[0]) / (y[-1] - y[0]) if y[-1] > y[0] else t / (n - 1)

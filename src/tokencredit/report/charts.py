@@ -6,9 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-
-matplotlib.use("svg")
-
 from matplotlib.figure import Figure
 
 # Okabe and Ito: told apart by colour-blind readers too.

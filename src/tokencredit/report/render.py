@@ -40,7 +40,8 @@ def write_report(run: Path) -> Path:
         before=results["before"],
         methods=results["methods"],
         charts=_charts(results, metrics),
-        diagnostics=_diagnostics(metrics),
+        diagnostics=_diagnostics([row for row in metrics if row["method"] in results["methods"]]),
+        diagnostic_names=_DIAGNOSTICS,
         traces=_traces(folder.rows("traces")),
     )
     path = run / "report.html"

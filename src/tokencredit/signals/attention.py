@@ -1,9 +1,9 @@
 """Attention of the answer rows, read beside the model's own attention. No (N, N) matrix is built.
 
-The model keeps its attention implementation (SDPA, eager, FlashAttention): a wrapper, switched on through transformers'
-`AttentionInterface`, calls it unchanged and computes the few rows that are asked for from the same queries and keys, in
-float32. The mask of an implementation is chosen by its name too, so the wrapper is registered in
-`AttentionMaskInterface` as well: without that, padding and windows would vanish silently.
+The model keeps its attention implementation (SDPA, eager, FlashAttention). While a probe is open, transformers' table
+of implementations holds a wrapper under the same name, which calls the original unchanged and computes the few rows
+that are asked for from the same queries and keys, in float32. The model's config is not touched: masks are chosen by
+the implementation's name, and FlashAttention looks its kernel up by it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# "flash" in a name makes transformers treat an implementation as FlashAttention, so it must not appear in ours.
-_PREFIX = "tokencredit_"
 _MAX_SCORES = 1 << 24
 """Scores held at once, in elements: bounds memory whatever the number of answer rows."""
 
@@ -56,21 +52,20 @@ def probe_answer_rows(model: Any, layers: frozenset[int], rows: Tensor | None) -
         yield {}
         return
     assert rows is not None
-    count = model.config.get_text_config().num_hidden_layers
+    config = model.get_decoder().config
+    count = config.num_hidden_layers
     missing = sorted(layer for layer in layers if not -count <= layer < count)
     if missing:
         raise ValueError(f"layers {missing} asked for, but the policy has {count}: use {-count} to {count - 1}")
     index = {layer: layer % count for layer in layers}
     probe = _Probe(frozenset(index.values()), rows)
-    original = model.config._attn_implementation
-    model.set_attn_implementation(_wrapped(original))
     token = _ACTIVE.set(probe)
     result: dict[int, Tensor] = {}
     try:
-        yield result
+        with _wrapped(config._attn_implementation):
+            yield result
     finally:
         _ACTIVE.reset(token)
-        model.set_attn_implementation(original)
     unread = sorted(layer for layer in layers if index[layer] not in probe.found)
     if unread:
         raise ValueError(
@@ -125,20 +120,24 @@ def answer_row_mean(
     return (total / count.clamp(min=1)[:, None, None]).float()
 
 
-def _wrapped(original: str) -> str:
-    """The name of the probing wrapper around an attention implementation; registers it on first use."""
-    if original.startswith(_PREFIX):
-        return original
-    name = _PREFIX + original.replace("flash", "fl")
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        if original not in ALL_MASK_ATTENTION_FUNCTIONS:
-            raise ValueError(f"attention implementation {original!r} has no known mask: use sdpa or eager")
-        AttentionInterface.register(name, _probing(original))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
-    return name
+@contextmanager
+def _wrapped(name: str) -> Iterator[None]:
+    """The table of implementations holds the probing wrapper under `name`; nests."""
+    local = ALL_ATTENTION_FUNCTIONS._local_mapping
+    before = local.get(name)
+    ALL_ATTENTION_FUNCTIONS[name] = _probing(ALL_ATTENTION_FUNCTIONS.get(name))
+    try:
+        yield
+    finally:
+        if before is None:
+            del ALL_ATTENTION_FUNCTIONS[name]
+        else:
+            ALL_ATTENTION_FUNCTIONS[name] = before
 
 
-def _probing(original: str) -> Callable[..., Any]:
+def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The wrapper around an implementation; None is eager, of which each model's file has its own."""
+
     def attention_forward(
         module: nn.Module,
         query: Tensor,
@@ -148,15 +147,16 @@ def _probing(original: str) -> Callable[..., Any]:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        base = _implementation(module, original)
+        base = original or sys.modules[type(module).__module__].eager_attention_forward
         output = base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         probe = _ACTIVE.get()
-        if probe is not None and module.layer_idx in probe.layers:
+        layer = getattr(module, "layer_idx", None)
+        if probe is not None and layer in probe.layers and layer not in probe.found:
             _refuse_unreadable(module, query, key, kwargs)
             rows = probe.rows.to(query.device)
             # Under autocast a matmul would round to bfloat16, however its inputs were cast.
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-                probe.found[int(module.layer_idx)] = answer_row_mean(
+                probe.found[layer] = answer_row_mean(
                     query.detach(),
                     key.detach(),
                     rows,
@@ -168,12 +168,6 @@ def _probing(original: str) -> Callable[..., Any]:
         return output
 
     return attention_forward
-
-
-def _implementation(module: nn.Module, name: str) -> Callable[..., Any]:
-    if name == "eager":  # not in transformers' registry: each model's file has its own
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _refuse_unreadable(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_mode
         states = _hidden_states(reference, rollouts, check_logits=True)
         found["reference_logprob"] = logprob_and_entropy(reference, states, rollouts)[0]
     if needs.adapter_residual or (needs.reference_logprob and reference_model is None):
-        with policy.disable_adapter():  # type: ignore[operator]  # check_adapter saw it
+        with _adapter_off(policy):
             base = _hidden_states(model, rollouts, check_logits=needs.reference_logprob)
             if needs.reference_logprob and reference_model is None:
                 found["reference_logprob"] = logprob_and_entropy(model, base, rollouts)[0]
@@ -127,6 +127,7 @@ def _causal_lm(policy: nn.Module) -> Any:
 def check_adapter(policy: nn.Module, needs: Needs, reference_model: nn.Module | None = None) -> None:
     """Raise a ValueError where `needs` compares with an adapter that is off, and the policy has none."""
     if hasattr(policy, "disable_adapter"):
+        _check_adapter_state(policy, needs)
         return
     if needs.adapter_residual:
         raise ValueError(
@@ -138,6 +139,32 @@ def check_adapter(policy: nn.Module, needs: Needs, reference_model: nn.Module | 
             f"this method compares the policy with a reference, and {type(policy).__name__} has no adapter to switch "
             "off: pass reference_model=, or train with a PEFT adapter (peft_config=LoraConfig(...))"
         )
+
+
+def _check_adapter_state(policy: Any, needs: Needs) -> None:
+    # A policy with an adapter is peft's own, so peft is there; it is an extra of this package.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(config.is_prompt_learning for config in policy.peft_config.values()):
+        raise ValueError("a prompt-learning adapter cannot be read: its virtual tokens are not in the rollouts")
+    if not needs.adapter:
+        return
+    for module in policy.modules():
+        if isinstance(module, BaseTunerLayer) and (module.disable_adapters or module.merged):
+            state = "switched off" if module.disable_adapters else "merged into the weights"
+            raise ValueError(f"this method compares the adapter on and off, but the adapter is {state}")
+
+
+@contextmanager
+def _adapter_off(policy: Any) -> Iterator[None]:
+    """PEFT makes an adapter trainable again when it switches it back on; a frozen one stays frozen here."""
+    trainable = [(p, p.requires_grad) for p in policy.parameters()]
+    try:
+        with policy.disable_adapter():
+            yield
+    finally:
+        for p, requires_grad in trainable:
+            p.requires_grad_(requires_grad)
 
 
 @contextmanager

@@ -82,9 +82,18 @@ def sample(
 
 
 def completion_texts(rollouts: Rollouts, tokenizer: Any) -> list[str]:
-    """The completions as text, without special tokens."""
+    """The completions as the verifier reads them, without the end of sequence.
+
+    Other special tokens stay: a policy gets no reward for text that it only nearly wrote.
+    """
     rows = zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)
-    return [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
+    return [completion_text(ids[mask].tolist(), tokenizer) for ids, mask in rows]
+
+
+def completion_text(ids: Sequence[int], tokenizer: Any) -> str:
+    """`completion_texts` for one completion's token ids."""
+    ended = len(ids) > 0 and ids[-1] == tokenizer.eos_token_id
+    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
 
 
 def evaluate(

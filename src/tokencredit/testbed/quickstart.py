@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +57,8 @@ class Quickstart:
 
     def as_config(self) -> dict[str, Any]:
         """JSON-ready, with the version that ran it."""
-        return {"command": "quickstart", "tokencredit": version("tokencredit"), **asdict(self)}
+        own = {} if self.problems is None else {"problems_sha256": sha256(Path(self.problems).read_bytes()).hexdigest()}
+        return {"command": "quickstart", "tokencredit": version("tokencredit"), **asdict(self), **own}
 
     def build_task(self) -> Task:
         return task(self.task) if self.level is None else task(self.task, level=self.level)

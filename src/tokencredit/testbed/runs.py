@@ -21,8 +21,10 @@ class RunFolder:
     """A run folder that exists; `create` makes one."""
 
     def __init__(self, path: Path) -> None:
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is not a run folder: it has no config.json")
+        # A model's folder has a config.json too: a run's says which command made it.
+        config = path / "config.json"
+        if not config.is_file() or "command" not in json.loads(config.read_text("utf-8")):
+            raise ValueError(f"{path} is not a run folder: it has no config.json of a tokencredit command")
         self.path = path
 
     @classmethod
@@ -37,6 +39,7 @@ class RunFolder:
         Raises:
             ValueError: something stands there and neither was asked, it is no run, or it was asked otherwise.
         """
+        path = path.resolve()
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if occupied and not (overwrite or resume):
             raise ValueError(f"{path} exists: choose another --out, --overwrite to replace it, or --resume to go on")
@@ -44,6 +47,7 @@ class RunFolder:
             found = cls(path)
             if resume:
                 _check_same(path, found.config, config)
+                config = {**config, "methods": [*dict.fromkeys([*found.config["methods"], *config["methods"]])]}
             else:
                 shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)

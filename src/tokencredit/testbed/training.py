@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback, Qwen3ForCausalLM, TrainerCallback
 
 from tokencredit.methods import Method
-from tokencredit.testbed.evaluate import evaluate
+from tokencredit.testbed.evaluate import completion_text, evaluate
 from tokencredit.testbed.tasks import Problem, Task
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
@@ -69,8 +69,9 @@ def train(
     prompts = [training[i % len(training)] for i in range(max(len(training), budget.prompts))]
     dataset = Dataset.from_dict({"prompt": [p.prompt for p in prompts], "problem": list(range(len(prompts)))})
 
-    def correct(completions: list[str], problem: list[int], **_: Any) -> list[float]:
-        return [float(task.verify(prompts[i], text)) for i, text in zip(problem, completions, strict=True)]
+    def correct(completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
+        texts = [completion_text(ids, tokenizer) for ids in completion_ids]
+        return [float(task.verify(prompts[i], text)) for i, text in zip(problem, texts, strict=True)]
 
     recorder = _Recorder(tokenizer, task, held_out, budget, on_step)
     lora = LoraConfig(r=budget.lora_rank, lora_alpha=2 * budget.lora_rank, target_modules="all-linear")

@@ -23,7 +23,7 @@ from tokencredit.testbed.tasks import Task
 from tokencredit.testbed.tasks.base import END_THINK, EOS
 
 _RECIPE = 1
-"""Counts up when code below changes what is learnt, so that no stale checkpoint is used."""
+"""Counts up when the training below changes. The task, its teacher and the policy tell of their changes themselves."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def warmed_up_policy(
     Args:
         on_step: called with the number of steps done and the loss.
     """
-    key = json.dumps([_RECIPE, task.name, task.level, asdict(recipe)], sort_keys=True)
-    folder = cache_folder() / f"warmup-{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = cache_folder() / f"warmup-{task.name}-{_fingerprint(task, recipe)}"
     if (folder / "model.safetensors").is_file():
         return Qwen3ForCausalLM.from_pretrained(folder), True
     policy = _train(task, recipe, on_step)
@@ -68,6 +67,15 @@ def warmed_up_policy(
     with replacing_directory(folder) as partial:
         policy.save_pretrained(partial)
     return policy, False
+
+
+def _fingerprint(task: Task, recipe: WarmUp) -> str:
+    """Of everything that the checkpoint comes from: the recipe, the policy's config, and what the teacher says."""
+    rng, tokenizer = Random("fingerprint"), build_tokenizer()
+    lessons = [_example(task, tokenizer, rng) for _ in range(64)]
+    config = {k: v for k, v in build_policy(recipe.size).config.to_dict().items() if k != "transformers_version"}
+    key = json.dumps([_RECIPE, task.name, task.level, asdict(recipe), config, lessons], sort_keys=True, default=str)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _train(task: Task, recipe: WarmUp, on_step: Callable[[int, float], None]) -> Qwen3ForCausalLM:

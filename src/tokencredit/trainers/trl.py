@@ -38,6 +38,9 @@ class CreditGRPOConfig(GRPOConfig):
     credit_splitter: str = field(
         default="phrases", metadata={"help": "How reasoning splits into steps: phrases, newline or paragraph."}
     )
+    credit_end_of_reasoning: str = field(
+        default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}
+    )
 
     # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_params"]  # noqa: RUF012
@@ -89,22 +92,26 @@ class CreditGRPOTrainer(GRPOTrainer):
         return {**batch, "advantages": credit.advantages.to(batch["advantages"].dtype)}
 
     def _assign(self, batch: dict[str, Any]) -> Credit:
-        if self.credit_method.needs and "pixel_values" in batch:
-            raise ValueError(f"credit_method {self.args.credit_method!r} reads the model: text-only prompts, please")
+        for key, what in (("pixel_values", "images"), ("tool_mask", "tools")):
+            if key in batch:
+                raise ValueError(f"credit is not defined for rollouts with {what} yet: train without them")
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         rollouts = mark_spans(
-            Rollouts(*(batch[name] for name in names)), self.processing_class, self.args.credit_splitter
+            Rollouts(*(batch[name] for name in names)),
+            self.processing_class,
+            self.args.credit_splitter,
+            end_of_reasoning=self.args.credit_end_of_reasoning,
         )
-        with self.accelerator.autocast():
-            return assign(
-                self.accelerator.unwrap_model(self.model),
-                rollouts,
-                self.credit_method,
-                advantages=batch["advantages"],
-                step=self.state.global_step,
-                reference_model=self.ref_model,
-                batch_size=self.args.per_device_train_batch_size,
-            )
+        # Outside autocast: a small residual would drown in the rounding of bfloat16.
+        return assign(
+            self.accelerator.unwrap_model(self.model),
+            rollouts,
+            self.credit_method,
+            advantages=batch["advantages"],
+            step=self.state.global_step,
+            reference_model=self.ref_model,
+            batch_size=self.args.per_device_train_batch_size,
+        )
 
     def _mean(self, values: Tensor) -> float:
         return self.accelerator.gather(values).mean().item()

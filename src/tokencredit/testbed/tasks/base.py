@@ -16,8 +16,6 @@ from typing import Any, ClassVar, Protocol
 
 THINK, END_THINK, BOXED, EOS = "<think>", "</think>", "\\boxed{", "<eos>"
 
-_COMPLETION = re.compile(r"<think>(.*?)</think>\\boxed\{(.*)\}", re.DOTALL)
-
 
 class Problem(Protocol):
     """One problem of a task."""
@@ -105,8 +103,11 @@ def check_level(level: int, levels: Mapping[int, Any]) -> None:
 
 def boxed_answer(completion: str) -> str | None:
     """What stands in the box of a well-formed completion, else None."""
-    match = _COMPLETION.fullmatch(completion.removesuffix(EOS))
-    return match[2] if match else None
+    text = completion.removesuffix(EOS)
+    start = text.find(END_THINK + BOXED)
+    if not text.startswith(THINK) or start < 0 or not text.endswith("}"):
+        return None
+    return text[start + len(END_THINK + BOXED) : -1]
 
 
 def segments(completion: str) -> tuple[list[tuple[int, int]], int]:

@@ -117,6 +117,10 @@ class Chain:
             if missing := sorted({c for c in body if c.isalpha()} - definitions.keys()):
                 raise ValueError(f"{name} uses {', '.join(missing)} before it is defined")
             definitions[name] = int(body) if body.isdigit() else (body[0], body[1], body[2])
+        if len(definitions) > (most := 1 + max(map(sum, LEVELS[self.level]))):
+            raise ValueError(
+                f"{len(definitions)} definitions; level {self.level} has completions long enough for {most}"
+            )
         if isinstance(definitions.get(match[2], 0), int):
             raise ValueError(f"the asked name {match[2]} must be defined by an operation")
         return ChainProblem(definitions, match[2])

@@ -135,7 +135,7 @@ class Countdown:
 
 def _attempt(nums: tuple[int, ...], rng: Random) -> tuple[str, int]:
     """A random left-nested expression over the numbers whose values stay within 0..99, and its value."""
-    while True:
+    for _ in range(10_000):
         first, *rest = rng.sample(nums, len(nums))
         text, value = str(first), first
         for i, n in enumerate(rest):
@@ -147,6 +147,7 @@ def _attempt(nums: tuple[int, ...], rng: Random) -> tuple[str, int]:
             text = f"{text}{operator}{n}"
         else:
             return text, value
+    raise ValueError(f"found no expression over {nums} with values from 0 to {_MAX_VALUE}")
 
 
 def _solve(problem: CountdownProblem, rng: Random, tries: int = 300) -> str | None:
@@ -160,8 +161,9 @@ def _solve(problem: CountdownProblem, rng: Random, tries: int = 300) -> str | No
 def _worked(expression: str) -> list[str]:
     """The expression, then after each operation from the inside out, down to its value.
 
-    Raises ValueError for what is not a left-nested expression of whole values.
+    Raises ValueError for what is not a left-nested expression of whole values, or past the parser's bounds.
     """
+    parse_expression(expression)
     parts = [expression]
     while not re.fullmatch(r"-?[0-9]+", parts[-1]):
         inner = re.search(r"\(([^()]*)\)", parts[-1])

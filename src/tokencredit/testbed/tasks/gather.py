@@ -85,6 +85,8 @@ class Gather:
         asked = tuple(match[2].split(","))
         if len(definitions) < len(parts):
             raise ValueError("a name is defined twice")
+        if len(parts) > (most := LEVELS[self.level][0][1]):
+            raise ValueError(f"{len(parts)} definitions; level {self.level} has room for {most}")
         if missing := sorted(set(asked) - definitions.keys()):
             raise ValueError(f"asked but not defined: {', '.join(missing)}")
         return GatherProblem(definitions, asked)
