@@ -56,6 +56,7 @@ def test_a_completion_of_no_tokens_is_allowed():
         ({"completion_mask": torch.ones(2, 3)}, r"completion_mask has shape \(2, 3\), but completion_ids has \(2, 4\)"),
         ({"prompt_ids": torch.ones(3)}, "prompt_ids must be 2-D"),
         ({"prompt_ids": torch.ones(1, 3).long(), "prompt_mask": torch.ones(1, 3)}, "prompt_ids must have shape"),
+        ({"completion_ids": torch.ones(2, 0), "completion_mask": torch.ones(2, 0)}, "no column"),
         ({"rewards": torch.ones(3)}, r"rewards must have shape \(2,\)"),
         ({"rewards": torch.tensor([0.0, float("nan")])}, "completion 1: reward is NaN"),
         ({"prompt_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}, "completion 0: prompt_mask must be left-padded"),

@@ -123,6 +123,11 @@ def test_short_steps_merge_by_kind():
     assert steps(f"{first} So 4. Next, {LONG}") == [f"{first} So 4.", f"Next, {LONG}"]
 
 
+def test_what_stands_before_the_first_phrase_joins_the_first_step():
+    assert steps(f"<think>\nWait, {LONG}") == [f"<think>\nWait, {LONG}"]
+    assert steps("<think>\nFinal answer: 4") == ["<think>", "Final answer: 4"]
+
+
 def test_nothing_merges_into_the_final_answer():
     first = f"First, {LONG}"
     assert steps(f"{first} Wait, no.\nFinal answer: 4") == [f"{first} Wait, no.", "Final answer: 4"]

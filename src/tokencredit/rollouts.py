@@ -133,6 +133,8 @@ def _check_shapes(r: Rollouts) -> None:
             raise ValueError(
                 f"{name}_mask has shape {tuple(mask.shape)}, but {name}_ids has {tuple(ids.shape)}: they must be equal"
             )
+        if ids.shape[1] == 0:
+            raise ValueError(f"{name}_ids has no column: even an empty {name} has one, masked with 0")
     batch, length = r.completion_ids.shape
     expected: dict[str, tuple[int, ...]] = {"prompt_ids": (batch, r.prompt_ids.shape[1]), "step_index": (batch, length)}
     expected |= dict.fromkeys(("rewards", "group", "correct", "answer_start"), (batch,))

@@ -67,6 +67,39 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_the_comparison_is_fair(monkeypatch):
+    """Every method starts from the same weights and problems, none of them held out, and its own policy is judged."""
+    import tokencredit.testbed.quickstart as quickstart
+
+    started, judged, ended = [], [], []
+    train, evaluate = quickstart.train, quickstart.evaluate
+
+    def fingerprint(policy):
+        return float(sum(p.detach().double().abs().sum() for p in policy.parameters()))
+
+    def watched_train(checkpoint, tokenizer, task, m, training, held_out, budget, *args):
+        assert not {p.prompt for p in training} & {p.prompt for p in held_out}
+        started.append((fingerprint(checkpoint), [p.prompt for p in training], budget, task))
+        trained = train(checkpoint, tokenizer, task, m, training, held_out, budget, *args)
+        ended.append((m.name, trained.method, fingerprint(trained.policy)))
+        return trained
+
+    def watched_evaluate(policy, tokenizer, task, problems, **kwargs):
+        assert all(map(quickstart_problems.is_held_out, problems))
+        judged.append(fingerprint(policy))
+        return evaluate(policy, tokenizer, task, problems, **kwargs)
+
+    from tokencredit.testbed import problems as quickstart_problems
+
+    monkeypatch.setattr(quickstart, "train", watched_train)
+    monkeypatch.setattr(quickstart, "evaluate", watched_evaluate)
+    assert run("--methods", "uniform,position", "--out", "run").exit_code == 0
+    assert started[0] == started[1]
+    assert [name for name, *_ in ended] == [used for _, used, _ in ended] == ["uniform", "position"]
+    finals = [final for *_, final in ended]
+    assert judged == [started[0][0]] * 2 + [finals[0]] * 2 + [finals[1]] * 2
+
+
 def test_a_users_problems(tmp_path):
     problems = [{"nums": [a, b, 2], "target": a + b + 2} for a in range(1, 9) for b in range(1, 9)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, problems)))

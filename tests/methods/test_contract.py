@@ -192,6 +192,7 @@ def test_the_policy_is_left_as_it_was(rollouts, name, params):
     policy = tiny_lora_policy()
     policy.train()
     policy.base_model.model.lm_head.eval()
+    trainable = [p.requires_grad for p in policy.parameters()]
     before = [m.training for m in policy.modules()]
     original = policy.config._attn_implementation
     tc.assign(policy, rollouts, tc.method(name, **params))
@@ -199,6 +200,7 @@ def test_the_policy_is_left_as_it_was(rollouts, name, params):
     assert policy.config._attn_implementation == original
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in policy.modules())
     assert all(p.grad is None for p in policy.parameters())
+    assert [p.requires_grad for p in policy.parameters()] == trainable
 
 
 @EVERY_METHOD

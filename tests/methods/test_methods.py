@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -45,13 +46,14 @@ def test_atpo_equals_the_reference(params):
     assert max(rows[0][:9]) == pytest.approx(1)
 
 
-def test_atpo_reproduces_the_papers_table():
-    """Table 1 of the source: group advantage 0.75, weight 0.324219 gives 0.243164, answer tokens 0.75."""
-    from tokencredit.credit import multiplicative
-
-    r = make_rollouts((3,), (1,), (2,))
-    credit = multiplicative(r, torch.tensor([0.75]), torch.tensor([[0.324219, 0.539062, 1.0]]))
-    assert credit.advantages[0].tolist() == pytest.approx([0.243164, 0.404297, 0.75], abs=1e-6)
+def test_atpo_by_hand():
+    """Three reasoning tokens whose attention is 1, e and e^2, so whose standardised logs are -1, 0 and 1."""
+    r = make_rollouts((4,), (1,), (3,))
+    attention = torch.tensor([[[math.exp(k) - 1e-6 for k in range(3)] + [9.0]]])
+    signals = tc.Signals(answer_attention={-1: attention})
+    credit = tc.method("atpo", floor=0.25)(r, torch.tensor([0.75]), signals)
+    assert credit.weights[0].tolist() == pytest.approx([0.25, 0.625, 1.0, 1.0], abs=1e-6)
+    assert credit.advantages[0].tolist() == pytest.approx([0.1875, 0.46875, 0.75, 0.75], abs=1e-6)
 
 
 def test_atpo_gives_half_where_all_attention_is_equal():
@@ -167,6 +169,11 @@ def test_position_spans_exactly_the_floor_to_one():
     assert weights[0, 8].item() == 1.0
 
 
+def test_a_sigmoid_without_spread_is_its_limit():
+    straight = weights_of(None, "position")
+    assert torch.equal(weights_of(None, tc.method("position", shape="sigmoid", temperature=1e-17)), straight)
+
+
 def test_random_amplifies_the_stated_share():
     weights = weights_of(None, "random")
     assert [(row == 1.5).sum().item() for row in weights] == [5, 3, 4, 2]
@@ -208,6 +215,7 @@ def test_uniform_is_the_plain_advantage():
         ("atpo", {"floor": float("nan")}, "floor must be"),
         ("atpo", {"temperature": "hot"}, "temperature must be"),
         ("position", {"shape": "cubic"}, "linear, exponential, sigmoid, zero"),
+        ("random", {"amplification": float("inf")}, "amplification must be"),
         ("random", {"q": 0}, r"q must be a number in \(0, 1\]"),
         ("arca", {"eps": 0}, "eps must be"),
         ("entropy", {"q": 1.1}, "q must be"),

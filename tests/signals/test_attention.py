@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import make_rollouts, tiny_lora_policy, tiny_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokencredit as tc
 from tokencredit.signals import attention as attention_module
@@ -122,10 +123,31 @@ def test_rows_are_read_in_blocks_with_the_same_result(monkeypatch):
         torch.testing.assert_close(values, whole[layer], atol=1e-6, rtol=1e-5)
 
 
-def test_no_matrix_of_positions_by_positions_is_kept():
-    rollouts = make_rollouts((200, 150), (20, 10), (190, 140))
-    found = tc.collect(tiny_policy(), rollouts, ALL_LAYERS).answer_attention
-    assert all(values.shape == (2, 4, 200) for values in found.values())
+class LargestTensor(TorchDispatchMode):
+    """The size of the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return out
+
+
+def test_no_matrix_of_positions_by_positions_is_made():
+    width, heads = 8, 4
+    q = torch.randn(1, heads, 400, width)
+    rows = torch.arange(400)[None] >= 395
+    with LargestTensor() as largest:
+        found = attention_module.answer_row_mean(
+            q, q, rows, lambda index: attention_module._visible(index, None, 400, None), scaling=1.0
+        )
+    assert found.shape == (1, heads, 400)
+    assert largest.elements <= 400 * heads * width
 
 
 def test_autocast_does_not_round_the_statistics():
@@ -179,13 +201,55 @@ def test_forward_passes_are_as_few_as_promised():
             lambda: transformers.BloomForCausalLM(
                 transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=4, n_head=2)
             ),
-            ".",
+            "does not route it through",
         ),
     ],
 )
 def test_policies_that_cannot_be_read(make, message):
     with pytest.raises(ValueError, match=message):
         tc.collect(make(), ROLLOUTS, ALL_LAYERS)
+
+
+def test_no_gradient_is_recorded():
+    policy, enabled = tiny_policy(), []
+    policy.get_decoder().register_forward_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
+    tc.collect(policy, ROLLOUTS, ALL_LAYERS | tc.Needs(logits=True))
+    assert enabled == [False]
+
+
+def test_padding_does_not_shift_absolute_positions():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    together = tc.collect(model, ROLLOUTS, tc.Needs(logits=True)).logprob
+    alone = tc.collect(model, ROLLOUTS.rows(slice(1, 2)), tc.Needs(logits=True)).logprob
+    ids = ROLLOUTS.input_ids[1][ROLLOUTS.attention_mask[1]][None]
+    with torch.no_grad():
+        log_p = model(ids).logits[0].log_softmax(-1)
+    prompt = int(ROLLOUTS.prompt_mask[1].sum())
+    expected = log_p[prompt - 1 : -1].gather(1, ids[0, prompt:, None])[:, 0]
+    for found in (together[1, : len(expected)], alone[0, : len(expected)]):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_probes_nest_and_the_table_of_implementations_is_left_clean():
+    table = attention_module.ALL_ATTENTION_FUNCTIONS
+    before, policy = dict(table), tiny_policy()
+    rows = torch.cat([torch.zeros_like(ROLLOUTS.prompt_mask), ROLLOUTS.answer_mask], 1)
+    plain = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
+    with attention_module.probe_answer_rows(policy, frozenset({0}), rows) as outer:
+        inner = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
+        with torch.no_grad():
+            policy(
+                input_ids=ROLLOUTS.input_ids,
+                attention_mask=ROLLOUTS.attention_mask.long(),
+                position_ids=ROLLOUTS.position_ids,
+            )
+    assert torch.equal(inner[2], plain[2])
+    assert torch.equal(outer[0][..., ROLLOUTS.prompt_ids.shape[1] :], plain[0])
+    assert dict(table) == before
 
 
 def test_a_bias_in_the_mask_is_refused():

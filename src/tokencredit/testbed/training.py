@@ -40,8 +40,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the policy, the seconds it trained, and the tokens of its prompts and completions."""
+    """A finished run: the credit method, the policy, the seconds it trained, the tokens of prompts and completions."""
 
+    method: str
     policy: torch.nn.Module
     seconds: float
     tokens: int
@@ -91,7 +92,7 @@ def train(
     trainer.train()
     seconds = time.perf_counter() - started - recorder.evaluation_seconds
     policy = trainer.accelerator.unwrap_model(trainer.model).eval()
-    return Trained(policy, seconds, recorder.tokens)
+    return Trained(trainer.credit_method.name, policy, seconds, recorder.tokens)
 
 
 def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOConfig:

@@ -87,7 +87,7 @@ class Chain:
 
     @property
     def max_new_tokens(self) -> int:
-        return 16 + 15 * max(sum(sizes) for sizes in LEVELS[self.level])
+        return 20 + 18 * max(sum(sizes) for sizes in LEVELS[self.level])
 
     def problem(self, rng: Random) -> ChainProblem:
         essential, distractors = rng.choice(LEVELS[self.level])
