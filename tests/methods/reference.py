@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -83,6 +84,64 @@ def position(n: int, answer: int, shape: str, floor: float, temperature: float) 
         return (curve[t] - curve[0]) / (curve[last] - curve[0])
 
     return [floor + (1 - floor) * ramp(t) for t in range(answer)] + [1.0] * (n - answer)
+
+
+def rhythm(attention: torch.Tensor, prompt: int, m, advantage: float) -> list[float]:
+    """Weights of one completion under a `Rhythm`, from (L, H, n, n) of the sampled layers."""
+    n = attention.shape[-1] - prompt
+    heads = [head.tolist() for layer in attention for head in layer]
+    rows = range(prompt, prompt + n)
+
+    def look_back(a):
+        return statistics.fmean(sum(a[t][s] * (t - s) for s in range(t + 1)) for t in rows)
+
+    def waad(a, t):
+        return sum(a[t][s] * min(t - s, m.window) for s in range(t + 1))
+
+    def fai(a, s):
+        ahead = [a[t][s] for t in rows if s + m.horizon[0] <= t <= s + m.horizon[1]]
+        return statistics.fmean(ahead) if ahead else 0.0
+
+    distance = [look_back(a) for a in heads]
+    size = max(1, int(m.head_fraction * len(heads) + 1e-9))
+    everyone = range(len(heads))
+    local = sorted(everyone, key=lambda h: (distance[h], h))[:size] if m.heads == "targeted" else everyone
+    remote = sorted(everyone, key=lambda h: (-distance[h], h))[:size] if m.heads == "targeted" else everyone
+    near = [statistics.fmean(waad(heads[h], t) for h in local) for t in rows]
+    anchor = [statistics.fmean(fai(heads[h], s) for h in remote) for s in rows]
+    delta = [abs(a - b) for a, b in pairwise(near)] + [0.0]
+
+    def chosen(values):
+        return top(values if m.select == "top" else [-v for v in values], m.q)
+
+    g, anchors = m.amplification - 1, chosen(anchor)
+    if (m.sign == "positive" and advantage <= 0) or (m.sign == "negative" and advantage >= 0) or advantage == 0:
+        return [1.0] * n
+    if m.strategy == "local":
+        return [1 + g * (t in chosen(delta)) for t in range(n)]
+    if m.strategy == "global":
+        return [1 + g * (t in anchors) for t in range(n)]
+    tau_waad, tau_delta = quantile(near, 0.5), quantile(delta, 0.6)
+    intro = {}
+    for t in anchors:
+        before = range(max(0, t - m.k), t)
+        if before and near[t] <= tau_waad and max(delta[u] for u in before) >= tau_delta:
+            intro[t] = max(before, key=lambda u: (delta[u], -u))
+    return [
+        1
+        + g * (t in anchors and t not in intro)
+        + (1 - m.alpha) * g * (t in intro)
+        + m.alpha * g * (t in intro.values())
+        for t in range(n)
+    ]
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Linearly interpolated."""
+    ordered, at = sorted(values), q * (len(values) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 def distributions(policy, rollouts, i: int) -> tuple[list[torch.Tensor], list[int]]:

@@ -21,6 +21,9 @@ CASES = [
     ("position", {}),
     ("position", {"shape": "sigmoid", "floor": 0.2}),
     ("random", {}),
+    ("rhythm", {}),
+    ("rhythm", {"strategy": "local", "layers": "all", "horizon": (1, 4)}),
+    ("rhythm", {"strategy": "global", "heads": "all", "horizon": (2, 6), "select": "bottom", "sign": "positive"}),
     ("surprisal", {}),
     ("uniform", {}),
 ]

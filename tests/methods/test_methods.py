@@ -102,6 +102,52 @@ def test_arca_without_an_adapter_says_so():
         weights_of(tiny_policy(), "arca")
 
 
+RHYTHMS = [
+    {"strategy": strategy, "horizon": (2, 6), "window": 3, **more}
+    for strategy in ("local", "global", "coupled")
+    for more in (
+        {},
+        {"layers": "all", "heads": "all"},
+        {"layers": "top", "q": 0.2, "select": "bottom"},
+        {"layers": "bottom", "sign": "positive", "alpha": 0.3, "k": 2},
+        {"sign": "negative", "head_fraction": 0.6},
+    )
+]
+
+
+@pytest.mark.parametrize("params", RHYTHMS, ids=str)
+def test_rhythm_equals_the_reference(params):
+    policy = tiny_policy(num_hidden_layers=7).double()
+    rollouts = make_rollouts((24, 17, 20, 1), (6, 3, 5, 4), (9, 5, -1, -1))
+    m = tc.method("rhythm", **params)
+    advantages = torch.tensor([1.0, -0.5, 0.25, 1.0])
+    (distances,) = m.needs.distances
+    layers = distances.sample(7)
+    rows = []
+    for i in range(len(rollouts)):
+        attention = reference.eager_attention(policy, rollouts, i)[layers]
+        rows.append(reference.rhythm(attention, int(rollouts.prompt_mask[i].sum()), m, advantages[i].item()))
+    expect_rows(tc.assign(policy, rollouts, m, advantages).weights, rows)
+    assert any(w != 1 for row in rows for w in row)
+
+
+def test_rhythm_samples_the_layers_of_the_paper():
+    from tokencredit.signals.types import DistanceNeed
+
+    def sample(layers, count):
+        return DistanceNeed(layers).sample(count)
+
+    assert sample("middle", 36) == [12, 15, 18, 21, 24]
+    assert sample("middle", 28) == [9, 11, 14, 16, 18]
+    assert sample("middle", 3) == [1, 2]
+    assert sample("bottom", 36) == [0, 3, 6, 9, 12]
+    assert sample("top", 36) == [24, 27, 30, 32, 35]
+    assert sample("all", 3) == [0, 1, 2]
+    assert all(
+        0 <= layer < count for count in range(1, 40) for kind in ("top", "middle") for layer in sample(kind, count)
+    )
+
+
 def logit_reference(name, policy, i):
     """The weights of completion i under a method that reads logits."""
     log_ps, tokens = reference.distributions(policy, ROLLOUTS, i)
@@ -220,6 +266,10 @@ def test_uniform_is_the_plain_advantage():
         ("arca", {"eps": 0}, "eps must be"),
         ("entropy", {"q": 1.1}, "q must be"),
         ("entropy_selection", {"q": -0.1}, "q must be"),
+        ("rhythm", {"strategy": "loud"}, "local, global, coupled"),
+        ("rhythm", {"horizon": (5, 2)}, "horizon must be"),
+        ("rhythm", {"window": 0}, "window must be"),
+        ("rhythm", {"layers": "last"}, "middle, all, top, bottom"),
         ("surprisal", {"eps": -1}, "eps must be"),
     ],
 )

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokencredit as tc
 from tokencredit.signals import attention as attention_module
+from tokencredit.signals import attention_statistics as statistics_module
+from tokencredit.signals.attention_statistics import Attention
 
 SIZES = {
     "vocab_size": 64,
@@ -76,19 +78,58 @@ def naive_rows(model, rollouts):
     return expected
 
 
+DISTANCES = tc.signals.DistanceNeed("all", window=3, horizon=(2, 5))
+
+
+def naive_distances(model, rollouts):
+    """look_back (B, LH), waad and fai (B, LH, T), from the full matrices in float64."""
+    matrices = full_matrices(model, rollouts).double().transpose(0, 1).flatten(1, 2)
+    prompt, n = rollouts.prompt_ids.shape[1], rollouts.input_ids.shape[1]
+    position = torch.arange(n)
+    behind = (position[:, None] - position).clamp(min=0)
+    look_back = torch.zeros(matrices.shape[:2], dtype=torch.float64)
+    waad, fai = (torch.zeros(*matrices.shape[:2], n - prompt, dtype=torch.float64) for _ in range(2))
+    for i, length in enumerate(rollouts.lengths.tolist()):
+        rows = position[prompt : prompt + length]
+        look_back[i] = (matrices[i] * behind).sum(-1)[:, rows].mean(-1)
+        waad[i, :, :length] = (matrices[i] * behind.clamp(max=3)).sum(-1)[:, rows]
+        for s in rows.tolist():
+            ahead = [t for t in rows.tolist() if s + 2 <= t <= s + 5]
+            if ahead:
+                fai[i, :, s - prompt] = matrices[i][:, ahead, s].mean(-1)
+    return look_back, waad, fai
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_answer_rows_equal_the_full_matrix(name, implementation):
+def test_statistics_equal_those_of_the_full_matrix(name, implementation):
     model = build(name)
     if implementation == "sdpa" and not model._supports_sdpa:
         pytest.skip(f"{name} has no SDPA attention")
     if implementation == "sdpa" and name == "Gemma2":
         pytest.skip("transformers refuses softcap under SDPA")
     model.set_attn_implementation(implementation)
-    found = tc.collect(model, ROLLOUTS, ALL_LAYERS).answer_attention
+    found = tc.collect(model, ROLLOUTS, ALL_LAYERS | tc.Needs(distances=frozenset({DISTANCES})))
     expected = naive_rows(model, ROLLOUTS)
     for layer in range(4):
-        torch.testing.assert_close(found[layer], expected[layer], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found.answer_attention[layer], expected[layer], atol=2e-5, rtol=1e-4)
+    distances = found.distances[DISTANCES]
+    for value, naive in zip(
+        (distances.look_back, distances.waad, distances.fai), naive_distances(model, ROLLOUTS), strict=True
+    ):
+        torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
+
+
+def test_distances_in_blocks_and_without_padding(monkeypatch):
+    """No mask reaches the kernel where nothing is padded; blocks of rows meet without a seam."""
+    model, rollouts = build("Mistral"), make_rollouts((40, 40), (6, 6), (30, 20))
+    needs = tc.Needs(distances=frozenset({DISTANCES}))
+    expected = naive_distances(model, rollouts)
+    for limit in (1, 1 << 30):
+        monkeypatch.setattr(statistics_module, "_MAX_SCORES", limit)
+        found = tc.collect(model, rollouts, needs).distances[DISTANCES]
+        for value, naive in zip((found.look_back, found.waad, found.fai), expected, strict=True):
+            torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Qwen3", "Mistral"])
@@ -101,11 +142,10 @@ def test_logits_are_bitwise_those_of_the_unprobed_model(name):
     }
     with torch.no_grad():
         plain = model(**batch).logits
-        rows = torch.zeros_like(ROLLOUTS.input_ids, dtype=torch.bool)
-        with attention_module.probe_answer_rows(model, frozenset({0, -1}), rows) as found:
+        with attention_module.probe_attention(model, {0: {"shape": lambda a: a.query.shape}}) as probe:
             probed = model(**batch, use_cache=False).logits
     assert torch.equal(probed, plain)
-    assert found.keys() == {0, -1}
+    assert probe.found == {(0, "shape"): (4, 4, ROLLOUTS.input_ids.shape[1], 8)}
 
 
 def test_negative_layers_count_from_the_last():
@@ -118,7 +158,7 @@ def test_negative_layers_count_from_the_last():
 def test_rows_are_read_in_blocks_with_the_same_result(monkeypatch):
     policy = tiny_policy()
     whole = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
-    monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
+    monkeypatch.setattr(statistics_module, "_MAX_SCORES", 1)
     for layer, values in tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention.items():
         torch.testing.assert_close(values, whole[layer], atol=1e-6, rtol=1e-5)
 
@@ -138,16 +178,18 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_no_matrix_of_positions_by_positions_is_made():
-    width, heads = 8, 4
-    q = torch.randn(1, heads, 400, width)
-    rows = torch.arange(400)[None] >= 395
+@pytest.mark.parametrize("statistic", ["rows", "distances"])
+def test_no_matrix_of_positions_by_positions_is_made(statistic, monkeypatch):
+    monkeypatch.setattr(statistics_module, "_MAX_SCORES", 1)
+    n, heads, width = 400, 4, 8
+    q = torch.randn(1, heads, n, width)
+    given = Attention(q, q, scaling=1.0)
     with LargestTensor() as largest:
-        found = attention_module.answer_row_mean(
-            q, q, rows, lambda index: attention_module._visible(index, None, 400, None), scaling=1.0
-        )
-    assert found.shape == (1, heads, 400)
-    assert largest.elements <= 400 * heads * width
+        if statistic == "rows":
+            statistics_module.answer_row_mean(given, torch.arange(n)[None] >= 395)
+        else:
+            statistics_module.head_distances(given, torch.ones(1, 300, dtype=torch.bool), 10, (10, 100))
+    assert largest.elements <= n * heads * width
 
 
 def test_autocast_does_not_round_the_statistics():
@@ -237,30 +279,32 @@ def test_padding_does_not_shift_absolute_positions():
 def test_probes_nest_and_the_table_of_implementations_is_left_clean():
     table = attention_module.ALL_ATTENTION_FUNCTIONS
     before, policy = dict(table), tiny_policy()
-    rows = torch.cat([torch.zeros_like(ROLLOUTS.prompt_mask), ROLLOUTS.answer_mask], 1)
     plain = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
-    with attention_module.probe_answer_rows(policy, frozenset({0}), rows) as outer:
+    with attention_module.probe_attention(policy, {0: {"calls": lambda a: "outer"}}) as outer:
         inner = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
+        assert outer.found == {}
         with torch.no_grad():
-            policy(
-                input_ids=ROLLOUTS.input_ids,
-                attention_mask=ROLLOUTS.attention_mask.long(),
-                position_ids=ROLLOUTS.position_ids,
-            )
+            policy(input_ids=ROLLOUTS.input_ids)
+    assert outer.found == {(0, "calls"): "outer"}
     assert torch.equal(inner[2], plain[2])
-    assert torch.equal(outer[0][..., ROLLOUTS.prompt_ids.shape[1] :], plain[0])
     assert dict(table) == before
 
 
-def test_a_bias_in_the_mask_is_refused():
-    mask = torch.zeros(1, 1, 3, 3)
-    mask[0, 0, 1, 0] = -2.5
-    with pytest.raises(ValueError, match="bias"):
-        attention_module._visible(torch.tensor([[1]]), mask, 3, None)
+def masked(mask):
+    q = torch.randn(1, 2, 3, 4)
+    return Attention(q, q, scaling=1.0, mask=mask)
 
 
 def test_masks_that_cannot_be_read_are_refused():
+    rows = torch.ones(1, 3, dtype=torch.bool)
+    bias = torch.full((1, 1, 3, 3), torch.finfo(torch.float32).min).triu(1)
+    bias[0, 0, 1, 0] = -2.5
+    with pytest.raises(ValueError, match="bias"):
+        statistics_module.answer_row_mean(masked(bias), rows)
+    both_ways = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="what comes after"):
+        statistics_module.head_distances(masked(both_ways), rows, 2, (1, 2))
     with pytest.raises(ValueError, match="one for all heads"):
-        attention_module._visible(torch.tensor([[1]]), torch.ones(1, 2, 3, 3, dtype=torch.bool), 3, None)
+        statistics_module.check_mask(torch.ones(1, 2, 3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="cannot be read"):
-        attention_module._visible(torch.tensor([[1]]), "block mask", 3, None)
+        statistics_module.check_mask("block mask")

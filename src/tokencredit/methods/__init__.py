@@ -18,6 +18,7 @@ from tokencredit.methods.entropy_reduction import EntropyReduction
 from tokencredit.methods.entropy_selection import EntropySelection
 from tokencredit.methods.position import Position
 from tokencredit.methods.random import Random
+from tokencredit.methods.rhythm import Rhythm
 from tokencredit.methods.surprisal import Surprisal
 from tokencredit.methods.uniform import Uniform
 
@@ -34,6 +35,7 @@ _METHODS: dict[str, type[Method]] = {
         EntropySelection,
         Position,
         Random,
+        Rhythm,
         Surprisal,
         Uniform,
     )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals.attention import probe_answer_rows
+from tokencredit.signals.attention import probe_attention
+from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.types import Needs, Signals
 
@@ -55,36 +56,34 @@ def collect(
 
 
 def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None) -> Signals:
-    model, device = _causal_lm(policy), rollouts.completion_ids.device
-    prompt_length = rollouts.prompt_ids.shape[1]
-    found: dict[str, Tensor] = {}
-    rows = _answer_rows(rollouts) if needs.answer_attention else None
-    with probe_answer_rows(model, needs.answer_attention, rows) as attention:
+    model = _causal_lm(policy)
+    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
+    found: dict[str, Any] = {}
+    with probe_attention(model, plan.asked) as probe:
         hidden = _hidden_states(model, rollouts, check_logits=needs.logits)
+    found |= plan.signals(probe)
     if needs.logits:
         found["logprob"], found["entropy"] = logprob_and_entropy(model, hidden, rollouts)
     if needs.reference_logprob and reference_model is not None:
         reference = _causal_lm(reference_model)
         states = _hidden_states(reference, rollouts, check_logits=True)
-        found["reference_logprob"] = logprob_and_entropy(reference, states, rollouts)[0]
-    if needs.adapter_residual or (needs.reference_logprob and reference_model is None):
+        found["reference_logprob"], _ = logprob_and_entropy(reference, states, rollouts)
+    by_adapter = needs.reference_logprob and reference_model is None
+    if by_adapter or needs.adapter_residual:
         with _adapter_off(policy):
-            base = _hidden_states(model, rollouts, check_logits=needs.reference_logprob)
-            if needs.reference_logprob and reference_model is None:
-                found["reference_logprob"] = logprob_and_entropy(model, base, rollouts)[0]
-        # Aligned with log-probs: token t is read at the position that predicts it.
-        predicts = slice(prompt_length - 1, -1)
-        norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1).to(device)
+            base = _hidden_states(model, rollouts, check_logits=by_adapter)
+            if by_adapter:
+                found["reference_logprob"], _ = logprob_and_entropy(model, base, rollouts)
         if needs.adapter_residual:
-            found["adapter_residual"] = torch.where(rollouts.completion_mask, norm, 0.0)
-    return Signals(
-        answer_attention={layer: a[..., prompt_length:].to(device) for layer, a in attention.items()}, **found
-    )
+            found["adapter_residual"] = _residual(hidden, base, rollouts)
+    return Signals(**found)
 
 
-def _answer_rows(rollouts: Rollouts) -> Tensor:
-    """(B, N) bool: the answer tokens on the grid of prompt and completion."""
-    return torch.cat([torch.zeros_like(rollouts.prompt_mask), rollouts.answer_mask], 1)
+def _residual(hidden: Tensor, base: Tensor, rollouts: Rollouts) -> Tensor:
+    """(B, T): the distance of two (B, N, D) at the position that predicts each token, as for log-probs."""
+    predicts = slice(rollouts.prompt_ids.shape[1] - 1, -1)
+    norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1)
+    return torch.where(rollouts.completion_mask, norm.to(rollouts.completion_mask.device), 0.0)
 
 
 def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Tensor:

@@ -8,6 +8,30 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from tokencredit.signals.attention_statistics import HeadDistances
+
+
+@dataclass(frozen=True)
+class DistanceNeed:
+    """Look-back distance, WAAD and FAI of every head of some layers.
+
+    Attributes:
+        layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, or `all`.
+        window: W of WAAD. horizon: (low, high) of FAI.
+    """
+
+    layers: str = "middle"
+    window: int = 10
+    horizon: tuple[int, int] = (10, 100)
+
+    def sample(self, count: int) -> list[int]:
+        """The layers, of `count`: for `middle` round(linspace(L//3, 2*L//3, 5)), duplicates dropped."""
+        if self.layers == "all":
+            return list(range(count))
+        third = {"bottom": (0, count // 3), "middle": (count // 3, 2 * count // 3), "top": (2 * count // 3, count - 1)}
+        low, high = third[self.layers]
+        return sorted({min(count - 1, round(low + (high - low) * i / 4)) for i in range(5)})
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -15,6 +39,7 @@ class Needs:
 
     Attributes:
         answer_attention: the layers whose answer rows are read; negative numbers count from the last layer.
+        distances: how far heads look back, and how much they are looked back at.
         logits: log-prob and entropy of each completion token.
         reference_logprob: log-prob of each completion token under the reference: the policy with its LoRA adapter
             off, or a given model (a second forward pass).
@@ -23,6 +48,7 @@ class Needs:
     """
 
     answer_attention: frozenset[int] = frozenset()
+    distances: frozenset[DistanceNeed] = frozenset()
     logits: bool = False
     reference_logprob: bool = False
     adapter_residual: bool = False
@@ -48,6 +74,7 @@ class Signals:
     Attributes:
         answer_attention: layer, as it was asked for -> (B, H, T) float32: the mean over the completion's answer rows of
             the attention that a head pays to each completion token; 0 where there is no answer.
+        distances: need -> `HeadDistances` of all heads of its layers, in (layer, head) order.
         logprob: (B, T) float32, log pi(y_t).
         entropy: (B, T) float32, H_t in nats.
         reference_logprob: (B, T) float32, log pi_ref(y_t).
@@ -58,6 +85,7 @@ class Signals:
     """
 
     answer_attention: dict[int, Tensor] = field(default_factory=dict)
+    distances: dict[DistanceNeed, HeadDistances] = field(default_factory=dict)
     logprob: Tensor | None = None
     entropy: Tensor | None = None
     reference_logprob: Tensor | None = None
@@ -70,16 +98,18 @@ class Signals:
 
     def _read(self) -> dict[str, Tensor]:
         plain = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
-        return plain | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
+        heads = {
+            f"distances.{f.name}": getattr(found, f.name) for found in self.distances.values() for f in fields(found)
+        }
+        return plain | heads | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
 
     @staticmethod
     def concatenate(parts: Sequence[Signals]) -> Signals:
         """The signals of consecutive slices of one batch, as one."""
         first = parts[0]
         return Signals(
-            answer_attention={
-                layer: torch.cat([p.answer_attention[layer] for p in parts]) for layer in first.answer_attention
-            },
+            answer_attention={k: torch.cat([p.answer_attention[k] for p in parts]) for k in first.answer_attention},
+            distances={k: HeadDistances.join([p.distances[k] for p in parts], dim=0) for k in first.distances},
             **{n: torch.cat([getattr(p, n) for p in parts]) for n in _PLAIN if getattr(first, n) is not None},
         )
 

@@ -1,0 +1,134 @@
+"""Rhythm: preplan and anchor (arXiv 2510.13554). Reasoning advances in two beats, and attention shows both.
+
+A token that looks far back opens a chunk (preplan: WAAD changes); one that later tokens keep looking back at carries it
+(anchor: high FAI).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokencredit.credit import Credit, multiplicative
+from tokencredit.methods.base import check_choice, check_number, top_mask
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.attention_statistics import HeadDistances
+from tokencredit.signals.types import DistanceNeed, Needs, Signals
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """Amplifies the preplan tokens (`local`), the anchors (`global`), or both, coupled.
+
+    Heads: of the n heads of the sampled layers, the floor(head_fraction * n) (at least one) with the lowest mean
+    look-back distance are local, those with the highest are global; grouped for each completion by itself, ties by
+    (layer, head). With `heads="all"` both groups are all heads.
+
+    WAAD and FAI are means over the local and the global group; delta_t = |WAAD_t - WAAD_{t+1}|, 0 at the last token.
+    `local`: w = amplification on the top q by delta, else 1. `global`: likewise by FAI. `coupled`: see `_coupled`.
+
+    Args:
+        layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, or `all`.
+        window: W of WAAD. horizon: (low, high) of FAI.
+        alpha, k: of `coupled`: the share that a dominated anchor hands on, and how far back its preplan may lie.
+        sign: `positive` or `negative` leaves completions whose advantage has the other sign uniform.
+        select: `bottom` amplifies the lowest instead of the highest.
+    """
+
+    strategy: str = "coupled"
+    layers: str = "middle"
+    head_fraction: float = 0.3
+    window: int = 10
+    horizon: tuple[int, int] = (10, 100)
+    q: float = 0.4
+    amplification: float = 1.5
+    alpha: float = 0.5
+    k: int = 3
+    sign: str = "both"
+    select: str = "top"
+    heads: str = "targeted"
+    name: ClassVar[str] = "rhythm"
+
+    def __post_init__(self) -> None:
+        check_choice("strategy", self.strategy, ("local", "global", "coupled"))
+        check_choice("layers", self.layers, ("middle", "all", "top", "bottom"))
+        check_number("head_fraction", self.head_fraction, 0, 1, open_low=True)
+        check_number("q", self.q, 0, 1, open_low=True)
+        check_number("amplification", self.amplification, 0)
+        check_number("alpha", self.alpha, 0, 1)
+        check_choice("sign", self.sign, ("both", "positive", "negative"))
+        check_choice("select", self.select, ("top", "bottom"))
+        check_choice("heads", self.heads, ("targeted", "all"))
+        for name, value in (("window", self.window), ("k", self.k)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+        object.__setattr__(self, "horizon", tuple(self.horizon))
+        if len(self.horizon) != 2 or not 1 <= self.horizon[0] <= self.horizon[1]:
+            raise ValueError(f"horizon must be (low, high) with 1 <= low <= high; got {self.horizon}")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(distances=frozenset({self._distances}))
+
+    @property
+    def _distances(self) -> DistanceNeed:
+        return DistanceNeed(self.layers, self.window, self.horizon)
+
+    def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        mask = rollouts.completion_mask
+        waad, fai = self._group_means(signals.distances[self._distances])
+        delta = torch.zeros_like(waad)
+        delta[:, :-1] = torch.where(mask[:, 1:], (waad[:, :-1] - waad[:, 1:]).abs(), 0.0)
+        bonus = self.amplification - 1
+        if self.strategy == "local":
+            weights = 1 + bonus * self._selected(delta, mask)
+        elif self.strategy == "global":
+            weights = 1 + bonus * self._selected(fai, mask)
+        else:
+            weights = 1 + bonus * self._coupled(waad, delta, self._selected(fai, mask), rollouts.lengths.tolist())
+        wanted = {"both": advantages != 0, "positive": advantages > 0, "negative": advantages < 0}[self.sign]
+        return multiplicative(rollouts, advantages, torch.where(wanted.to(mask.device)[:, None], weights, 1.0))
+
+    def _group_means(self, heads: HeadDistances) -> tuple[Tensor, Tensor]:
+        """WAAD over the local heads and FAI over the global ones, (B, T) each."""
+        if self.heads == "all":
+            return heads.waad.mean(1), heads.fai.mean(1)
+        size = max(1, math.floor(self.head_fraction * heads.look_back.shape[1] + 1e-9))
+        nearest = heads.look_back.argsort(dim=1, stable=True)[:, :size]
+        furthest = heads.look_back.argsort(dim=1, descending=True, stable=True)[:, :size]
+        length = heads.waad.shape[2]
+        return (
+            heads.waad.gather(1, nearest[..., None].expand(-1, -1, length)).mean(1),
+            heads.fai.gather(1, furthest[..., None].expand(-1, -1, length)).mean(1),
+        )
+
+    def _selected(self, values: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) float: 1 on the top (or bottom) q tokens."""
+        return top_mask(values if self.select == "top" else -values, mask, self.q).float()
+
+    def _coupled(self, waad: Tensor, delta: Tensor, anchors: Tensor, lengths: list[int]) -> Tensor:
+        """(B, T): the share of the amplification that each token gets.
+
+        An anchor is dominated if WAAD_t is at most the completion's median, and the largest delta of the k tokens
+        before it at least the completion's 0.6-quantile: it follows from the preplan token that the delta marks. It
+        keeps 1 - alpha, and that token, its intro, gets alpha; other anchors get 1. Shares add up where they meet; an
+        intro gets its share once, however many anchors point at it.
+        """
+        share = anchors.clone()
+        for i, n in enumerate(lengths):
+            if n == 0:
+                continue
+            low_waad = waad[i, :n] <= waad[i, :n].quantile(0.5)
+            steep = delta[i, :n].quantile(0.6)
+            intros = set()
+            for t in (anchors[i, :n].bool() & low_waad).nonzero().flatten().tolist():
+                before = delta[i, max(0, t - self.k) : t]
+                if len(before) and before.max() >= steep:
+                    share[i, t] = 1 - self.alpha
+                    intros.add(max(0, t - self.k) + int(before.argmax()))
+            share[i, sorted(intros)] += self.alpha
+        return share
