@@ -68,6 +68,7 @@ def make_rollouts(
         "completion_mask": mask,
         "rewards": torch.arange(batch).float() % 2,
         "group": torch.arange(batch) // 2,
+        "correct": torch.arange(batch) % 2 == 1,
         "answer_start": start,
         "step_index": torch.where(reasoning, position // 3, -1),
     }

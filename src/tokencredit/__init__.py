@@ -5,6 +5,7 @@ from importlib.metadata import version
 from tokencredit import outcome
 from tokencredit.assignment import assign
 from tokencredit.credit import Credit
+from tokencredit.heads import HeadRank, rank_heads
 from tokencredit.methods import Method, method, methods
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, Signals, collect
@@ -12,6 +13,7 @@ from tokencredit.steps import mark_spans
 
 __all__ = [
     "Credit",
+    "HeadRank",
     "Method",
     "Needs",
     "Rollouts",
@@ -22,6 +24,7 @@ __all__ = [
     "method",
     "methods",
     "outcome",
+    "rank_heads",
 ]
 
 __version__ = version("tokencredit")

@@ -136,6 +136,35 @@ def rhythm(attention: torch.Tensor, prompt: int, m, advantage: float) -> list[fl
     ]
 
 
+def attnpo(attention, rollouts, i: int, m, advantage: float, step: int | None) -> list[float]:
+    """Weights of completion i, from (L, H, n, n) of all layers."""
+    n, answer = int(rollouts.lengths[i]), int(rollouts.answer_start[i])
+    prompt = int(rollouts.prompt_mask[i].sum())
+    group = [j for j in range(len(rollouts)) if rollouts.group[j] == rollouts.group[i]]
+    p = statistics.fmean(float(rollouts.correct[j]) for j in group)
+    correct, weights = bool(rollouts.correct[i]), [1.0] * n
+    steps = sorted({k for k in rollouts.step_index[i, :n].tolist() if k >= 0})
+    if answer < 0 or len(steps) < 2:
+        return weights
+    length = n + (prompt if m.baseline_length == "sequence" else 0)
+    base = p**m.beta * (n - answer) / length
+    for k in steps:
+        tokens = [t for t in range(n) if rollouts.step_index[i, t] == k]
+        score = statistics.fmean(
+            sum(attention[layer, head, prompt + a, prompt + t].item() for a in range(answer, n) for t in tokens)
+            / len(tokens)
+            for layer, head in m.heads
+        )
+        w = 1.0
+        if correct and advantage > 0 and score < base and (step is None or step > m.delay * (1 - p)):
+            w = (1 - m.delta) * (1 - p**m.lam * (1 - score / base)) + m.delta
+        if (correct or m.incorrect) and advantage < 0 and score > base:
+            w = 0.0
+        for t in tokens:
+            weights[t] = w
+    return weights
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """Linearly interpolated."""
     ordered, at = sorted(values), q * (len(values) - 1)

@@ -14,6 +14,8 @@ CASES = [
     ("arca", {}),
     ("atpo", {}),
     ("atpo", {"layers": 3, "floor": 0.0}),
+    ("attnpo", {"heads": ((3, 1), (-2, 0))}),
+    ("attnpo", {"heads": ((0, 3),), "delta": 0.2, "incorrect": True, "baseline_length": "sequence", "beta": 0.5}),
     ("divergence", {}),
     ("entropy", {}),
     ("entropy_reduction", {}),
@@ -28,6 +30,8 @@ CASES = [
     ("uniform", {}),
 ]
 MEAN_ONE = ("arca", "divergence", "entropy_reduction", "surprisal", "uniform")
+GROUP_AWARE = ("attnpo",)
+"""Their credit depends on the completion's own group, and on nothing else in the batch."""
 EVERY_METHOD = pytest.mark.parametrize(("name", "params"), CASES, ids=[f"{n}-{p}" if p else n for n, p in CASES])
 
 
@@ -88,11 +92,13 @@ def test_form(assign, rollouts, name, params):
 def test_alone_or_in_a_batch(assign, rollouts, name, params):
     advantages = torch.tensor([1.0, -2.0, 0.5, 3.0])
     together = assign(rollouts, name, params, advantages)
-    for i in range(len(rollouts)):
-        alone = assign(rollouts.rows(slice(i, i + 1)), name, params, advantages[i : i + 1])
-        same(alone.advantages[0], together.advantages[i])
+    size = 2 if name in GROUP_AWARE else 1  # the rollouts come in groups of two
+    for i in range(0, len(rollouts), size):
+        rows = slice(i, i + size)
+        alone = assign(rollouts.rows(rows), name, params, advantages[rows])
+        same(alone.advantages, together.advantages[rows])
         for key, values in together.diagnostics.items():
-            same(alone.diagnostics[key][0], values[i])
+            same(alone.diagnostics[key], values[rows])
 
 
 @EVERY_METHOD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from itertools import pairwise
 
 import pytest
@@ -146,6 +147,60 @@ def test_rhythm_samples_the_layers_of_the_paper():
     assert all(
         0 <= layer < count for count in range(1, 40) for kind in ("top", "middle") for layer in sample(kind, count)
     )
+
+
+@pytest.mark.parametrize("step", [None, 1, 500, 5000])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"delta": 0.3, "lam": 1.0}, {"incorrect": True, "beta": 0.5}, {"baseline_length": "sequence", "beta": 0.0}],
+    ids=str,
+)
+def test_attnpo_equals_the_reference(params, step):
+    policy = tiny_policy().double()
+    rollouts = make_rollouts(
+        (14, 14, 11, 5, 9, 12),
+        (6, 3, 5, 4, 2, 2),
+        (9, 10, 8, 3, -1, 8),
+        group=torch.tensor([0, 0, 0, 0, 1, 1]),
+        correct=torch.tensor([True, True, False, True, True, True]),
+    )
+    m = tc.method("attnpo", heads=((0, 1), (2, 3), (3, 0)), **params)
+    seen = set()
+    for advantages in (torch.tensor([1.0, -1, 1, 1, 1, -1]), torch.tensor([-1.0, 1, -1, -1, -1, 1])):
+        rows = [
+            reference.attnpo(reference.eager_attention(policy, rollouts, i), rollouts, i, m, advantages[i].item(), step)
+            for i in range(len(rollouts))
+        ]
+        credit = tc.assign(policy, rollouts, m, advantages, step=step)
+        expect_rows(credit.weights, rows, tolerance=1e-5)
+        shares = [[sum(0 < w < 1 for w in row) / len(row), sum(w == 0 for w in row) / len(row)] for row in rows]
+        found = torch.stack([credit.diagnostics["attenuated"], credit.diagnostics["protected"]], 1)
+        torch.testing.assert_close(found, torch.tensor(shares))
+        seen |= {w for row in rows for w in row}
+    assert 0.0 in seen
+    assert step == 1 or any(0 < w < 1 for w in seen)
+
+
+def test_attnpo_needs_what_it_needs():
+    with pytest.raises(ValueError, match="rank_heads"):
+        tc.method("attnpo")
+    m = tc.method("attnpo", heads=[[3, 7]])
+    with pytest.raises(ValueError, match="the policy has 4 heads"):
+        tc.assign(tiny_policy(), ROLLOUTS, m)
+    for missing in ("correct", "group", "step_index"):
+        with pytest.raises(ValueError, match="attnpo needs rollouts with step_index"):
+            tc.assign(tiny_policy(), make_rollouts(**{missing: None}), m, torch.ones(4))
+
+
+def test_the_length_penalised_reward():
+    from tokencredit.methods.attnpo import length_penalised_reward
+
+    correct = torch.tensor([True, True, False, True, False])
+    lengths, group = torch.tensor([10, 30, 999, 50, 5]), torch.tensor([7, 7, 7, 7, 8])
+    found = length_penalised_reward(correct, lengths, group)
+    std = statistics.pstdev([10, 30, 50])
+    expected = [1 - 0.2 / (1 + math.exp(-(n - 30) / (std + 1e-8))) for n in (10, 30, 50)]
+    assert found.tolist() == pytest.approx([expected[0], expected[1], 0, expected[2], 0], abs=1e-6)
 
 
 def logit_reference(name, policy, i):

@@ -105,6 +105,41 @@ def test_the_loss_sees_the_credit_of_assign(tmp_path):
         torch.testing.assert_close(given["advantages"][i], expected.advantages[j], atol=1e-5, rtol=1e-4)
 
 
+def test_methods_are_told_group_and_correctness(tmp_path):
+    def parity(completions, **_):
+        return [float(len(text) % 2) for text in completions]
+
+    class Spying(CreditGRPOTrainer):
+        def _assign(self, batch):
+            self.seen = (self._groups(len(batch["completion_ids"])), self._last_rewards.clone())
+            return super()._assign(batch)
+
+    args = CreditGRPOConfig(
+        **arguments(tmp_path, max_steps=1),
+        credit_method="attnpo",
+        credit_params={"heads": [[1, 0]]},
+        credit_correct_reward="parity",
+    )
+    trainer = Spying(
+        policy_that_answers(),
+        [reward, parity],
+        args=args,
+        train_dataset=DATASET,
+        processing_class=build_tokenizer(),
+    )
+    trainer.train()
+    told, rewards = trainer.seen
+    assert told["group"].tolist() == [i // 4 for i in range(16)]
+    assert told["correct"].tolist() == (rewards[:, 1] >= 1).tolist()
+    assert told["correct"].any()
+    assert not told["correct"].all()
+
+
+def test_an_unknown_correctness_reward_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none of the reward functions: reward"):
+        trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path), credit_correct_reward="nope"))
+
+
 def test_it_logs_diagnostics_and_time(tmp_path):
     args = CreditGRPOConfig(**arguments(tmp_path), credit_method="random")
     history = trained(CreditGRPOTrainer, args).state.log_history

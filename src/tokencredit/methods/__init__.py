@@ -11,6 +11,7 @@ from typing import Any
 
 from tokencredit.methods.arca import ARCA
 from tokencredit.methods.atpo import ATPO
+from tokencredit.methods.attnpo import AttnPO
 from tokencredit.methods.base import Method
 from tokencredit.methods.divergence import Divergence
 from tokencredit.methods.entropy import Entropy
@@ -29,6 +30,7 @@ _METHODS: dict[str, type[Method]] = {
     for cls in (
         ARCA,
         ATPO,
+        AttnPO,
         Divergence,
         Entropy,
         EntropyReduction,

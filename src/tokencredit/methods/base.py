@@ -48,6 +48,22 @@ def top_mask(values: Tensor, mask: Tensor, q: float) -> Tensor:
     return (rank < count[:, None]) & mask
 
 
+def step_means(values: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of `values` (B, T) over each step's tokens.
+
+    Args:
+        step_index: (B, T) long, -1 outside the steps.
+
+    Returns:
+        (B, K), 0 for a step without tokens, and (B, K) bool, the steps that have tokens; K is at least 1.
+    """
+    steps = max(1, int(step_index.max()) + 1)
+    index = torch.where(step_index >= 0, step_index, steps)
+    total = torch.zeros(len(values), steps + 1, dtype=values.dtype, device=values.device).scatter_add(1, index, values)
+    count = torch.zeros_like(total).scatter_add(1, index, torch.ones_like(values))
+    return (total / count.clamp(min=1))[:, :steps], count[:, :steps] > 0
+
+
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise a ValueError unless `value` is a finite number in [low, high], or (low, high] with `open_low`."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

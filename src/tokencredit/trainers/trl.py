@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -40,6 +41,13 @@ class CreditGRPOConfig(GRPOConfig):
     )
     credit_end_of_reasoning: str = field(
         default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}
+    )
+    credit_correct_reward: str | None = field(
+        default=None,
+        metadata={"help": "The reward function that says whether an answer is right; the weighted sum by default."},
+    )
+    credit_correct_threshold: float = field(
+        default=1.0, metadata={"help": "An answer counts as right from this reward on (for methods that ask)."}
     )
 
     # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
@@ -79,7 +87,16 @@ class CreditGRPOTrainer(GRPOTrainer):
             )
         self.credit_method = args.build_credit_method()
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        named = args.credit_correct_reward
+        if named is not None and named not in self.reward_func_names:
+            raise ValueError(
+                f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
+            )
         check_adapter(self.accelerator.unwrap_model(self.model), self.credit_method.needs, self.ref_model)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._last_rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._last_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -97,7 +114,7 @@ class CreditGRPOTrainer(GRPOTrainer):
                 raise ValueError(f"credit is not defined for rollouts with {what} yet: train without them")
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         rollouts = mark_spans(
-            Rollouts(*(batch[name] for name in names)),
+            Rollouts(*(batch[name] for name in names), **self._groups(len(batch["completion_ids"]))),
             self.processing_class,
             self.args.credit_splitter,
             end_of_reasoning=self.args.credit_end_of_reasoning,
@@ -112,6 +129,21 @@ class CreditGRPOTrainer(GRPOTrainer):
             reference_model=self.ref_model,
             batch_size=self.args.per_device_train_batch_size,
         )
+
+    def _groups(self, size: int) -> dict[str, Tensor]:
+        """`group` and `correct` of this process's completions; nothing where a group is split over processes."""
+        training = self.model.training  # type: ignore[union-attr]
+        generations = (self.num_generations if training else self.num_generations_eval) or 1
+        if size % generations and self.accelerator.num_processes > 1:
+            return {}
+        first = self.accelerator.process_index * size
+        rewards = self._last_rewards[first : first + size]
+        if self.args.credit_correct_reward is None:
+            value = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        else:
+            value = rewards[:, self.reward_func_names.index(self.args.credit_correct_reward)]
+        group = torch.arange(size, device=rewards.device) // generations
+        return {"group": group, "correct": value >= self.args.credit_correct_threshold}
 
     def _mean(self, values: Tensor) -> float:
         return self.accelerator.gather(values).mean().item()

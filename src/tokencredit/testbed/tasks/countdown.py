@@ -55,7 +55,7 @@ class CountdownProblem:
 class Countdown:
     """The countdown task. The teacher tries at random, finds the target now and then, and slips in 3 % of its sums."""
 
-    level: int = 1
+    level: int = 2
     name: ClassVar[str] = "countdown"
     planted: ClassVar[float] = 0.6
     slip: ClassVar[float] = 0.03

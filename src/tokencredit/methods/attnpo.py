@@ -1,0 +1,134 @@
+"""AttnPO: step by step, what the answer reads (arXiv 2602.09953). Redundant steps of good completions are praised less,
+essential steps of bad ones are blamed less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokencredit.credit import Credit, multiplicative
+from tokencredit.methods.base import check_choice, check_number, step_means
+from tokencredit.precision import divided, widened
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.types import Needs, Signals
+
+
+@dataclass(frozen=True)
+class AttnPO:
+    """Weights of steps from the attention that key-focus heads pay them while the answer is written.
+
+    S_k = mean over the heads of (1/|s_k|) sum over answer rows m and step tokens n of A[m,n].
+    S_base = p^beta * |F| / |o|, p the fraction of correct completions in the group, |F| the length of the answer and
+    |o| that of the completion, in tokens.
+
+    Correct completions of two or more steps are rescaled:
+    A_i > 0 and S_k < S_base, once step > delay * (1 - p): w = (1 - delta) * (1 - p^lam * (1 - S_k / S_base)) + delta;
+    A_i < 0 and S_k > S_base: w = 0; else, and on answer tokens, w = 1.
+
+    Args:
+        heads: the key-focus heads, (layer, head) each; `tc.rank_heads` finds them.
+        delay: in training steps; counts as 0 when the step is not known.
+        incorrect: also protect the essential steps of incorrect completions.
+        baseline_length: |o| is the completion's ("response"), or the prompt counts too ("sequence", as in the
+            released code).
+
+    Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens.
+    """
+
+    heads: tuple[tuple[int, int], ...] = ()
+    beta: float = 2.0
+    lam: float = 2.0
+    delta: float = 0.0
+    delay: float = 1000
+    incorrect: bool = False
+    baseline_length: str = "response"
+    name: ClassVar[str] = "attnpo"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(tuple(head) for head in self.heads))
+        if not self.heads or not all(len(head) == 2 and all(type(i) is int for i in head) for head in self.heads):
+            raise ValueError(
+                "heads must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)): tc.rank_heads finds the "
+                f"key-focus heads of a model; got {self.heads!r}"
+            )
+        check_number("beta", self.beta, 0)
+        check_number("lam", self.lam, 0)
+        check_number("delta", self.delta, 0, 1)
+        check_number("delay", self.delay, 0)
+        check_choice("baseline_length", self.baseline_length, ("response", "sequence"))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(answer_attention=frozenset(layer for layer, _ in self.heads))
+
+    def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        steps, correct, group = rollouts.step_index, rollouts.correct, rollouts.group
+        if steps is None or correct is None or group is None:
+            raise ValueError("attnpo needs rollouts with step_index (see tc.mark_spans), correct and group")
+        answer_length = rollouts.answer_mask.sum(1)
+        attended = self._key_focus(signals) * answer_length[:, None]
+        score, exists = step_means(attended, torch.where(rollouts.reasoning_mask, steps, -1))
+        p = _group_fraction(correct, group)
+        length = rollouts.lengths
+        if self.baseline_length == "sequence":
+            length = length + rollouts.prompt_mask.sum(1)
+        base = divided(p**self.beta * answer_length, by=length, otherwise=0.0)[:, None]
+        several = (exists.sum(1) >= 2)[:, None]
+        outcome = advantages.to(base.device)[:, None]
+        started = torch.ones_like(p, dtype=torch.bool) if step is None else step > self.delay * (1 - p)
+        attenuate = exists & several & correct[:, None] & (outcome > 0) & (score < base) & started[:, None]
+        protect = exists & several & (correct[:, None] | self.incorrect) & (outcome < 0) & (score > base)
+        lowered = 1 - (p**self.lam)[:, None] * (1 - divided(score, by=base.expand_as(score), otherwise=1.0))
+        weights = torch.where(attenuate, (1 - self.delta) * lowered + self.delta, 1.0)
+        weights = torch.where(protect, 0.0, weights)
+        on_tokens = torch.cat([weights, torch.ones_like(weights[:, :1])], 1)
+        inside = rollouts.reasoning_mask & (steps >= 0)
+        index = torch.where(inside, steps, weights.shape[1])
+        count = rollouts.lengths.clamp(min=1)
+
+        def share(which: Tensor) -> Tensor:
+            return (torch.cat([which, torch.zeros_like(which[:, :1])], 1).gather(1, index) & inside).sum(1) / count
+
+        return multiplicative(
+            rollouts, advantages, on_tokens.gather(1, index), attenuated=share(attenuate), protected=share(protect)
+        )
+
+    def _key_focus(self, signals: Signals) -> Tensor:
+        """(B, T): mean over the heads of the attention of the answer rows."""
+        for layer, head in self.heads:
+            count = signals.answer_attention[layer].shape[1]
+            if not -count <= head < count:
+                raise ValueError(f"head {head} of layer {layer} asked for, but the policy has {count} heads")
+        return torch.stack([widened(signals.answer_attention[layer][:, head]) for layer, head in self.heads]).mean(0)
+
+
+def length_penalised_reward(correct: Tensor, lengths: Tensor, group: Tensor, alpha: float = 0.2) -> Tensor:
+    """AttnPO's reward: correct * (1 - alpha * sigmoid((len - mean) / (std + 1e-8))).
+
+    Args:
+        correct: (B,) bool. lengths: (B,) in tokens. group: (B,) long.
+
+    Returns:
+        (B,) float32; mean and std (ddof=0) are those of the group's correct completions, and a wrong one gets 0. Use
+        `outcome.rloo` on it.
+    """
+    right = widened(correct)
+    values = widened(lengths)
+    size = _group_sum(right, group).clamp(min=1)
+    mean = _group_sum(right * values, group) / size
+    std = (_group_sum(right * (values - mean) ** 2, group) / size).sqrt()
+    return (right * (1 - alpha * torch.sigmoid((values - mean) / (std + 1e-8)))).float()
+
+
+def _group_fraction(correct: Tensor, group: Tensor) -> Tensor:
+    """(B,): the fraction of correct completions in each completion's group."""
+    return _group_sum(widened(correct), group) / _group_sum(torch.ones_like(widened(correct)), group)
+
+
+def _group_sum(values: Tensor, group: Tensor) -> Tensor:
+    """(B,): the sum over each completion's group."""
+    index = torch.unique(group, return_inverse=True)[1]
+    return torch.zeros_like(values).index_add(0, index, values)[index]
