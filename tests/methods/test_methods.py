@@ -182,8 +182,10 @@ def test_attnpo_equals_the_reference(params, step):
 
 
 def test_attnpo_needs_what_it_needs():
-    with pytest.raises(ValueError, match="rank_heads"):
+    with pytest.raises(ValueError, match="attnpo needs heads"):
         tc.method("attnpo")
+    with pytest.raises(ValueError, match="rank_heads"):
+        tc.method("attnpo", heads=())
     m = tc.method("attnpo", heads=[[3, 7]])
     with pytest.raises(ValueError, match="the policy has 4 heads"):
         tc.assign(tiny_policy(), ROLLOUTS, m)

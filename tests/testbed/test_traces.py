@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tokencredit as tc
+from tokencredit.testbed import heads as testbed_heads
 from tokencredit.testbed import traces
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.tasks import label_tokens, task
@@ -51,6 +52,26 @@ def test_rows_match_assign_and_label(problems, monkeypatch):
         for name in ("step_index", "essential", "first_error", "answer_start"):
             assert row[name] == getattr(expected, name)
     assert len({row["first_error"] for row in rows}) > 1
+
+
+def test_key_focus_heads_come_from_correct_completions(problems, monkeypatch):
+    policy, tokenizer = spaced_policy()
+    gather, rng = task("gather"), Random(1)
+    asked = [gather.problem(rng) for _ in range(60)]
+    written = [gather.teach(p, rng) for p in asked]
+    ids = tokenizer([text + "<eos>" for text in written], padding=True, padding_side="right", return_tensors="pt")
+    prompts = tokenizer([p.prompt for p in asked], padding=True, return_tensors="pt")
+    rollouts = tc.Rollouts(prompts.input_ids, prompts.attention_mask, ids.input_ids, ids.attention_mask)
+    monkeypatch.setattr(testbed_heads, "sample", lambda *args, **kwargs: rollouts)
+    ranks = testbed_heads.key_focus_heads(policy, tokenizer, gather, asked)
+    assert len(ranks) == 4
+    labels = [gather.label(p, text) for p, text in zip(asked, written, strict=True)]
+    pairs = sum(
+        sum(s.essential for s in found.steps) * sum(not s.essential for s in found.steps)
+        for found in labels
+        if found.correct
+    )
+    assert {r.pairs for r in ranks} == {pairs}
 
 
 def test_training_moves_a_copy_by_the_method_asked_for(problems, tmp_path):

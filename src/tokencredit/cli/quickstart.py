@@ -83,7 +83,8 @@ def _table(q: Quickstart, results: dict[str, Any]) -> Table:
         title=f"{q.task}: accuracy on {before['greedy']['count']} held-out problems, 95 % intervals",
         title_justify="left",
         box=SIMPLE,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("method", no_wrap=True)
     for name in ("greedy", "T = 1", "tokens", "seconds"):

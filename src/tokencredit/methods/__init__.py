@@ -5,7 +5,7 @@ A new method is one file beside these and one line in `_METHODS`.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -23,7 +23,7 @@ from tokencredit.methods.rhythm import Rhythm
 from tokencredit.methods.surprisal import Surprisal
 from tokencredit.methods.uniform import Uniform
 
-__all__ = ["Method", "method", "methods"]
+__all__ = ["Method", "method", "methods", "required_parameters"]
 
 _METHODS: dict[str, type[Method]] = {
     cls.name: cls
@@ -66,4 +66,12 @@ def method(name: str, **params: Any) -> Method:
             f"{name} has no parameter {', '.join(map(repr, unknown))}. "
             f"Valid parameters: {', '.join(valid) if valid else 'none'}"
         )
+    missing = [parameter for parameter in required_parameters(name) if parameter not in params]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}, which depends on the model: see its documentation")
     return _METHODS[name](**params)
+
+
+def required_parameters(name: str) -> list[str]:
+    """The parameters of a method that have no default, because they depend on the model."""
+    return [f.name for f in fields(_METHODS[name]) if f.default is MISSING]  # type: ignore[arg-type]

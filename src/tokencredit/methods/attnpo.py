@@ -38,7 +38,7 @@ class AttnPO:
     Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens.
     """
 
-    heads: tuple[tuple[int, int], ...] = ()
+    heads: tuple[tuple[int, int], ...]
     beta: float = 2.0
     lam: float = 2.0
     delta: float = 0.0

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from tokencredit.methods import method
+from tokencredit.methods import Method, method, methods, required_parameters
 from tokencredit.testbed.evaluate import evaluate
+from tokencredit.testbed.heads import key_focus_heads
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems, load_problems
 from tokencredit.testbed.runs import RunFolder
@@ -23,6 +24,8 @@ from tokencredit.testbed.traces import collect_traces
 from tokencredit.testbed.training import Budget, train
 from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
 
+KEY_FOCUS_HEADS = 3
+"""How many heads AttnPO reads, as in its released script."""
 WARM_ENOUGH = 0.2
 """Greedy accuracy after warm-up below which a warning is due."""
 
@@ -51,8 +54,8 @@ class Quickstart:
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"name at least one method, each once; got {', '.join(self.methods) or 'none'}")
-        for name in self.methods:
-            method(name)
+        if unknown := [name for name in self.methods if name not in methods()]:
+            method(unknown[0])  # says what is valid
         self.build_task()
 
     def as_config(self) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def _run_method(
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    chosen, tokenizer, m = q.build_task(), build_tokenizer(), method(name)
+    chosen, tokenizer = q.build_task(), build_tokenizer()
+    m = _build_method(name, checkpoint, chosen, problems, progress)
     progress.stage(name, q.budget.steps)
 
     def on_step(row: dict[str, Any]) -> None:
@@ -144,12 +148,25 @@ def _run_method(
         seed=q.seed,
     )
     result = {
+        "params": vars(m),
         "after": _accuracies(trained.policy, tokenizer, chosen, problems, q.seed),
         "seconds": round(trained.seconds, 1),
         "tokens": trained.tokens,
         "adapter": m.needs.adapter,
     }
     folder.record_method(name, result, traces, trained.policy)
+
+
+def _build_method(
+    name: str, checkpoint: Qwen3ForCausalLM, chosen: Task, problems: Problems, progress: Progress
+) -> Method:
+    """A method with its defaults; key-focus heads, where it needs them, are found on training problems."""
+    if "heads" not in required_parameters(name):
+        return method(name)
+    ranks = key_focus_heads(checkpoint, build_tokenizer(), chosen, problems.training[:300])[:KEY_FOCUS_HEADS]
+    found = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
+    progress.message(f"{name}: key-focus heads by step ranking accuracy: {found}")
+    return method(name, heads=tuple((r.layer, r.head) for r in ranks))
 
 
 def _accuracies(
