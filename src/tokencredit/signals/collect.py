@@ -27,8 +27,8 @@ def collect(
 ) -> Signals:
     """Read what `needs` names, for every completion, from the policy as it is now.
 
-    The policy is left as it was found: dropout is off only while it is read, its attention implementation is restored
-    (also after an error), and no gradient is recorded.
+    The policy is left as it was found, also after an error: dropout is off only while it is read, and no gradient is
+    recorded.
 
     Args:
         policy: a transformers causal LM, or a PEFT model around one; not wrapped for distributed training.
