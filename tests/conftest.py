@@ -14,7 +14,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import tokencredit as tc
 
-torch.set_num_threads(2)
+# The models are tiny: more threads only wait for each other, without end on a busy machine.
+torch.set_num_threads(1)
 
 VOCABULARY = 64
 

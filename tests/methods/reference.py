@@ -109,6 +109,12 @@ def rhythm(attention: torch.Tensor, prompt: int, m, advantage: float) -> list[fl
     remote = sorted(everyone, key=lambda h: (-distance[h], h))[:size] if m.heads == "targeted" else everyone
     near = [statistics.fmean(waad(heads[h], t) for h in local) for t in rows]
     anchor = [statistics.fmean(fai(heads[h], s) for h in remote) for s in rows]
+    return rhythm_weights(near, anchor, m, advantage)
+
+
+def rhythm_weights(near: Sequence[float], anchor: Sequence[float], m, advantage: float) -> list[float]:
+    """Weights of one completion from its WAAD and FAI."""
+    n = len(near)
     delta = [abs(a - b) for a, b in pairwise(near)] + [0.0]
 
     def chosen(values):

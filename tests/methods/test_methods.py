@@ -12,6 +12,7 @@ import torch
 from conftest import make_rollouts, tiny_lora_policy, tiny_policy
 
 import tokencredit as tc
+from tokencredit.signals.attention_statistics import HeadDistances
 
 ROLLOUTS = make_rollouts((14, 9, 11, 5), (6, 3, 5, 4), (9, 5, -1, 1))
 
@@ -130,6 +131,24 @@ def test_rhythm_equals_the_reference(params):
         rows.append(reference.rhythm(attention, int(rollouts.prompt_mask[i].sum()), m, advantages[i].item()))
     expect_rows(tc.assign(policy, rollouts, m, advantages).weights, rows)
     assert any(w != 1 for row in rows for w in row)
+
+
+@pytest.mark.parametrize("params", [{}, {"alpha": 0.2, "k": 1}, {"q": 0.7, "k": 5}, {"strategy": "local"}], ids=str)
+def test_rhythm_on_many_waves(params):
+    """Coarse WAAD and FAI, so that thresholds are met exactly and values tie."""
+    m = tc.method("rhythm", layers="all", **params)
+    lengths = [1, 2, 5, 9, 14, 20, 20, 20]
+    r = make_rollouts(lengths, (1,) * 8, (-1,) * 8)
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        waad, fai = (torch.randint(0, 5, (8, 1, 20), generator=rng).float() for _ in range(2))
+        heads = HeadDistances(torch.ones(8, 1), waad, fai)
+        signals = tc.Signals(distances=dict.fromkeys(m.needs.distances, heads))
+        expected = [
+            reference.rhythm_weights(waad[i, 0, :n].tolist(), fai[i, 0, :n].tolist(), m, 1.0)
+            for i, n in enumerate(lengths)
+        ]
+        expect_rows(m(r, torch.ones(8), signals).weights, expected)
 
 
 def test_rhythm_samples_the_layers_of_the_paper():
