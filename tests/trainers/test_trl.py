@@ -135,6 +135,18 @@ def test_methods_are_told_group_and_correctness(tmp_path):
     assert not told["correct"].all()
 
 
+def test_a_users_splitter_is_used(tmp_path):
+    asked = []
+
+    def splitter(text):
+        asked.append(text)
+        return []
+
+    trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path, max_steps=1)), splitter=splitter)
+    assert asked
+    assert all(text.endswith("</think>") for text in asked)
+
+
 def test_an_unknown_correctness_reward_is_refused(tmp_path):
     with pytest.raises(ValueError, match="none of the reward functions: reward"):
         trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path), credit_correct_reward="nope"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from tokencredit.assignment import assign
 from tokencredit.methods import Method
 from tokencredit.steps import TokenPieces, mark_spans
 from tokencredit.testbed.evaluate import completion_texts, sample
-from tokencredit.testbed.tasks import Problem, Task, label_tokens
+from tokencredit.testbed.tasks import Problem, Task, label_tokens, step_starts
 
 
 def collect_traces(
@@ -65,11 +64,6 @@ def collect_traces(
             }
         )
     return rows
-
-
-def step_starts(text: str) -> list[int]:
-    """The testbed's splitter: a step ends with ";"."""
-    return [m.end() for m in re.finditer(";", text)]
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Qwen3ForCausalLM, TrainerCallback
 
 from tokencredit.methods import Method
 from tokencredit.testbed.evaluate import completion_text, evaluate
-from tokencredit.testbed.tasks import Problem, Task
+from tokencredit.testbed.tasks import Problem, Task, step_starts
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
 
@@ -85,6 +85,7 @@ def train(
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[recorder],
+        splitter=step_starts,
         peft_config=lora if m.needs.adapter else None,
     )
     trainer.remove_callback(PrinterCallback)

@@ -22,7 +22,7 @@ from tokencredit.credit import Credit
 from tokencredit.methods import Method, method
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import check_adapter
-from tokencredit.steps import SPLITTERS, mark_spans
+from tokencredit.steps import SPLITTERS, Splitter, mark_spans
 
 
 @dataclass
@@ -70,6 +70,7 @@ class CreditGRPOConfig(GRPOConfig):
 class CreditGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose advantages are spread over the tokens by `args.credit_method`.
 
+    `splitter` takes a function that splits reasoning into steps, in place of `args.credit_splitter`.
     Logs `credit/<diagnostic>` (means over the generation batch, see `Credit.diagnostics`) and `credit/seconds`.
     """
 
@@ -78,7 +79,13 @@ class CreditGRPOTrainer(GRPOTrainer):
     _name = "tokencredit GRPO"
 
     def __init__(
-        self, model: Any, reward_funcs: Any = None, args: CreditGRPOConfig | None = None, *rest: Any, **kwargs: Any
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: CreditGRPOConfig | None = None,
+        *rest: Any,
+        splitter: Splitter | None = None,
+        **kwargs: Any,
     ) -> None:
         args = CreditGRPOConfig() if args is None else args
         if not isinstance(args, CreditGRPOConfig):
@@ -86,6 +93,7 @@ class CreditGRPOTrainer(GRPOTrainer):
                 f"args must be a CreditGRPOConfig, which names the credit method; got {type(args).__name__}"
             )
         self.credit_method = args.build_credit_method()
+        self._splitter = splitter or args.credit_splitter
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         named = args.credit_correct_reward
         if named is not None and named not in self.reward_func_names:
@@ -116,7 +124,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         rollouts = mark_spans(
             Rollouts(*(batch[name] for name in names), **self._groups(len(batch["completion_ids"]))),
             self.processing_class,
-            self.args.credit_splitter,
+            self._splitter,
             end_of_reasoning=self.args.credit_end_of_reasoning,
         )
         # Outside autocast: a small residual would drown in the rounding of bfloat16.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokencredit.testbed.tasks.base import Labels, Problem, Task, TokenLabels, label_tokens
+from tokencredit.testbed.tasks.base import Labels, Problem, Task, TokenLabels, label_tokens, step_starts
 from tokencredit.testbed.tasks.chain import Chain
 from tokencredit.testbed.tasks.countdown import Countdown
 from tokencredit.testbed.tasks.gather import Gather
 
-__all__ = ["Labels", "Problem", "Task", "TokenLabels", "label_tokens", "task", "tasks"]
+__all__ = ["Labels", "Problem", "Task", "TokenLabels", "label_tokens", "step_starts", "task", "tasks"]
 
 _TASKS: dict[str, Callable[..., Task]] = {cls.name: cls for cls in (Chain, Countdown, Gather)}
 

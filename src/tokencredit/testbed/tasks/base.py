@@ -120,6 +120,11 @@ def segments(completion: str) -> tuple[list[tuple[int, int]], int]:
     return [(a, b) for a, b in pairwise(cuts) if a < b], end
 
 
+def step_starts(text: str) -> list[int]:
+    """The splitter of every task, for `mark_spans`: a step ends with ";"."""
+    return [m.end() for m in re.finditer(";", text)]
+
+
 def first_difference(text: str, expected: str, offset: int = 0) -> int | None:
     """Where in `text` it first departs from `expected`, plus `offset`; None where they are equal."""
     if text == expected:
