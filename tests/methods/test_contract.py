@@ -151,6 +151,14 @@ def test_assign_is_collect_then_apply(lora_policy, rollouts, name, params):
 
 
 @EVERY_METHOD
+def test_signals_that_were_not_read_are_named(rollouts, name, params):
+    m = tc.method(name, **params)
+    if m.needs:
+        with pytest.raises(ValueError, match="these signals lack"):
+            m(rollouts, torch.ones(len(rollouts)), tc.Signals())
+
+
+@EVERY_METHOD
 def test_detached(lora_policy, assign, rollouts, name, params):
     advantages = torch.ones(len(rollouts), requires_grad=True)
     credit = assign(rollouts, name, params, advantages)

@@ -34,8 +34,9 @@ class ARCA:
         return Needs(adapter_residual=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        signals.check(self.needs)
         residual = signals.adapter_residual
-        assert residual is not None, "collect() fills adapter_residual whenever it is needed"
+        assert residual is not None
         mask = rollouts.completion_mask
         return multiplicative(
             rollouts,

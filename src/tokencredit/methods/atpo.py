@@ -43,6 +43,7 @@ class ATPO:
         return Needs(answer_attention=frozenset(range(-self.layers, 0)))
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        signals.check(self.needs)
         reasoning = rollouts.reasoning_mask
         attention = torch.stack([signals.answer_attention[layer] for layer in sorted(self.needs.answer_attention)])
         salience = widened(attention).mean((0, 2))

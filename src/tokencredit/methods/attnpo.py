@@ -65,6 +65,7 @@ class AttnPO:
         return Needs(answer_attention=frozenset(layer for layer, _ in self.heads))
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        signals.check(self.needs)
         steps, correct, group = rollouts.step_index, rollouts.correct, rollouts.group
         if steps is None or correct is None or group is None:
             raise ValueError("attnpo needs rollouts with step_index (see tc.mark_spans), correct and group")

@@ -30,7 +30,8 @@ class Divergence:
         return Needs(logits=True, reference_logprob=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
-        assert signals.logprob is not None, "collect() fills logprob whenever it is needed"
-        assert signals.reference_logprob is not None, "collect() fills reference_logprob whenever it is needed"
+        signals.check(self.needs)
+        assert signals.logprob is not None
+        assert signals.reference_logprob is not None
         salience = (signals.logprob - signals.reference_logprob).abs()
         return multiplicative(rollouts, advantages, salience_weights(salience, rollouts.completion_mask, self.eps))

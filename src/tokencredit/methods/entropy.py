@@ -31,6 +31,7 @@ class Entropy:
         return Needs(logits=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
-        assert signals.entropy is not None, "collect() fills entropy whenever it is needed"
+        signals.check(self.needs)
+        assert signals.entropy is not None
         top = top_mask(signals.entropy, rollouts.completion_mask, self.q)
         return multiplicative(rollouts, advantages, torch.where(top, self.amplification, 1.0))

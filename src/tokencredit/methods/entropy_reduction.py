@@ -29,7 +29,8 @@ class EntropyReduction:
         return Needs(logits=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
-        assert signals.entropy is not None, "collect() fills entropy whenever it is needed"
+        signals.check(self.needs)
+        assert signals.entropy is not None
         followed = rollouts.completion_mask[:, 1:]
         salience = torch.zeros_like(signals.entropy)
         salience[:, :-1] = torch.where(followed, signals.entropy[:, :-1] - signals.entropy[:, 1:], 0.0).clamp(min=0)

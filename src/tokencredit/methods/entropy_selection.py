@@ -28,5 +28,6 @@ class EntropySelection:
         return Needs(logits=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
-        assert signals.entropy is not None, "collect() fills entropy whenever it is needed"
+        signals.check(self.needs)
+        assert signals.entropy is not None
         return multiplicative(rollouts, advantages, top_mask(signals.entropy, rollouts.completion_mask, self.q))

@@ -79,6 +79,7 @@ class Rhythm:
         return DistanceNeed(self.layers, self.window, self.horizon)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
+        signals.check(self.needs)
         mask = rollouts.completion_mask
         waad, fai = self._group_means(signals.distances[self._distances])
         delta = torch.zeros_like(waad)

@@ -28,6 +28,7 @@ class Surprisal:
         return Needs(logits=True)
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
-        assert signals.logprob is not None, "collect() fills logprob whenever it is needed"
+        signals.check(self.needs)
+        assert signals.logprob is not None
         salience = (-signals.logprob).clamp(min=0)
         return multiplicative(rollouts, advantages, salience_weights(salience, rollouts.completion_mask, self.eps))

@@ -96,6 +96,21 @@ class Signals:
             if not torch.isfinite(values).all():
                 raise ValueError(f"signal {name} is not finite: the model's activations are NaN or infinite")
 
+    def check(self, needs: Needs) -> None:
+        """Raise a ValueError where something that `needs` names was not read."""
+        missing = {f"answer_attention[{layer}]" for layer in needs.answer_attention - self.answer_attention.keys()}
+        missing |= {f"distances[{need}]" for need in needs.distances - self.distances.keys()}
+        wanted = {
+            "logprob": needs.logits,
+            "entropy": needs.logits,
+            "reference_logprob": needs.reference_logprob,
+            "adapter_residual": needs.adapter_residual,
+        }
+        missing |= {name for name, asked in wanted.items() if asked and getattr(self, name) is None}
+        if missing:
+            lacking = ", ".join(sorted(missing))
+            raise ValueError(f"these signals lack {lacking}: read them with collect(policy, rollouts, method.needs)")
+
     def _read(self) -> dict[str, Tensor]:
         plain = {name: getattr(self, name) for name in _PLAIN if getattr(self, name) is not None}
         heads = {
