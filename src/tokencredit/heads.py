@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokencredit.methods.base import step_means
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import Needs, collect
+from tokencredit.signals import Needs, causal_lm, collect
 
 
 class HeadRank(NamedTuple):
@@ -44,7 +44,7 @@ def rank_heads(
     """
     if rollouts.step_index is None:
         raise ValueError("rank_heads needs step_index: call tc.mark_spans(rollouts, tokenizer) first")
-    layers = _decoder_config(policy).num_hidden_layers
+    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
     steps = int(rollouts.step_index.max()) + 1
     mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool()
     if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
@@ -68,8 +68,3 @@ def rank_heads(
                 raise ValueError("no completion with an answer has both an essential and a redundant step to compare")
             ranks.append(HeadRank(layer, head, float(right[pairs].mean()), count))
     return sorted(ranks, key=lambda r: (-r.sra, r.layer, r.head))
-
-
-def _decoder_config(policy: Any) -> Any:
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    return model.get_decoder().config

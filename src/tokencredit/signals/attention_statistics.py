@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,6 +41,11 @@ class Attention:
     def dtype(self) -> torch.dtype:
         return torch.promote_types(self.query.dtype, torch.float32)
 
+    @cached_property
+    def _wide_key(self) -> Tensor:
+        """`key` in `dtype`, cast once for all blocks of rows."""
+        return self.key.to(self.dtype)
+
     def exp_scores(self, queries: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The softmax of some rows, its numerators and denominators apart.
 
@@ -52,7 +57,7 @@ class Attention:
             (B, H, R, S) exp(score - the row's largest), 0 where unseen, and (B, H, R) one over the row's sum.
         """
         batch, heads, r, width = queries.shape
-        keys = self.key[:, :, : seen.shape[-1]].to(self.dtype).mT
+        keys = self._wide_key[:, :, : seen.shape[-1]].mT
         scaled = (queries.to(self.dtype) * self.scaling).reshape(batch, keys.shape[1], -1, width)
         scores = (scaled @ keys).view(batch, heads, r, seen.shape[-1])
         if self.softcap is not None:

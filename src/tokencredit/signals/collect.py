@@ -56,7 +56,7 @@ def collect(
 
 
 def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None) -> Signals:
-    model = _causal_lm(policy)
+    model = causal_lm(policy)
     plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
     found: dict[str, Any] = {}
     with probe_attention(model, plan.asked) as probe:
@@ -65,7 +65,7 @@ def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_mode
     if needs.logits:
         found["logprob"], found["entropy"] = logprob_and_entropy(model, hidden, rollouts)
     if needs.reference_logprob and reference_model is not None:
-        reference = _causal_lm(reference_model)
+        reference = causal_lm(reference_model)
         states = _hidden_states(reference, rollouts, check_logits=True)
         found["reference_logprob"], _ = logprob_and_entropy(reference, states, rollouts)
     by_adapter = needs.reference_logprob and reference_model is None
@@ -112,7 +112,7 @@ def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Ten
     return states[0]
 
 
-def _causal_lm(policy: nn.Module) -> Any:
+def causal_lm(policy: nn.Module) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself. Its LoRA layers stay active."""
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
     if not hasattr(model, "get_decoder"):
