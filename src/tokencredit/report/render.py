@@ -34,13 +34,13 @@ def write_report(run: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("tokencredit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    metrics = folder.rows("metrics")
+    metrics = [row for row in folder.rows("metrics") if row["method"] in results["methods"]]
     html = environment.get_template("report.html.j2").render(
         config=folder.config,
         before=results["before"],
         methods=results["methods"],
         charts=_charts(results, metrics),
-        diagnostics=_diagnostics([row for row in metrics if row["method"] in results["methods"]]),
+        diagnostics=_diagnostics(metrics),
         diagnostic_names=_DIAGNOSTICS,
         traces=_traces(folder.rows("traces")),
     )
@@ -59,10 +59,9 @@ def _charts(results: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str,
     accuracy = {name: [(0.0, results["before"]["greedy"]["value"])] for name in results["methods"]}
     reward: dict[str, list[tuple[float, float]]] = {name: [] for name in results["methods"]}
     for row in metrics:
-        if row["method"] in reward:
-            reward[row["method"]].append((row["step"], row["reward"]))
-            if "accuracy" in row:
-                accuracy[row["method"]].append((row["step"], row["accuracy"]))
+        reward[row["method"]].append((row["step"], row["reward"]))
+        if "accuracy" in row:
+            accuracy[row["method"]].append((row["step"], row["accuracy"]))
     # matplotlib escapes its labels, and these are method names.
     return {
         "accuracy": Markup(line_chart(accuracy, xlabel="GRPO step", ylabel="greedy accuracy, held out")),
