@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_choice, check_number, step_means
+from tokencredit.methods.base import check_choice, check_heads, check_number, head_index, step_means
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
@@ -48,12 +48,7 @@ class AttnPO:
     name: ClassVar[str] = "attnpo"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", tuple(tuple(head) for head in self.heads))
-        if not self.heads or not all(len(head) == 2 and all(type(i) is int for i in head) for head in self.heads):
-            raise ValueError(
-                "heads must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)): tc.rank_heads finds the "
-                f"key-focus heads of a model; got {self.heads!r}"
-            )
+        object.__setattr__(self, "heads", check_heads("heads", self.heads))
         check_number("beta", self.beta, 0)
         check_number("lam", self.lam, 0)
         check_number("delta", self.delta, 0, 1)
@@ -99,11 +94,9 @@ class AttnPO:
 
     def _key_focus(self, signals: Signals) -> Tensor:
         """(B, T): mean over the heads of the attention of the answer rows."""
-        for layer, head in self.heads:
-            count = signals.answer_attention[layer].shape[1]
-            if not -count <= head < count:
-                raise ValueError(f"head {head} of layer {layer} asked for, but the policy has {count} heads")
-        return torch.stack([widened(signals.answer_attention[layer][:, head]) for layer, head in self.heads]).mean(0)
+        read = signals.answer_attention
+        chosen = [read[layer][:, head_index(layer, head, read[layer].shape[1])] for layer, head in self.heads]
+        return widened(torch.stack(chosen)).mean(0)
 
 
 def length_penalised_reward(correct: Tensor, lengths: Tensor, group: Tensor, alpha: float = 0.2) -> Tensor:

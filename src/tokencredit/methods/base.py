@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar, Protocol
 
@@ -62,6 +63,21 @@ def step_means(values: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(values), steps + 1, dtype=values.dtype, device=values.device).scatter_add(1, index, values)
     count = torch.zeros_like(total).scatter_add(1, index, torch.ones_like(values))
     return (total / count.clamp(min=1))[:, :steps], count[:, :steps] > 0
+
+
+def check_heads(name: str, heads: Any) -> tuple[tuple[int, int], ...]:
+    """(layer, head) pairs as tuples. Raises a ValueError unless there is at least one, of whole numbers."""
+    pairs = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in heads)
+    if not pairs or not all(len(pair) == 2 and all(type(i) is int for i in pair) for pair in pairs):
+        raise ValueError(f"{name} must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)); got {heads!r}")
+    return pairs
+
+
+def head_index(layer: int, head: int, count: int) -> int:
+    """`head` from 0 up. Raises a ValueError where a policy of `count` heads a layer does not have it."""
+    if not -count <= head < count:
+        raise ValueError(f"head {head} of layer {layer} asked for, but the policy has {count} heads")
+    return head % count
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:

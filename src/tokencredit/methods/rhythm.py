@@ -6,15 +6,15 @@ A token that looks far back opens a chunk (preplan: WAAD changes); one that late
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_choice, check_number, top_mask
+from tokencredit.methods.base import check_choice, check_heads, check_number, head_index, top_count, top_mask
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention_statistics import HeadDistances
 from tokencredit.signals.types import DistanceNeed, Needs, Signals
@@ -26,13 +26,15 @@ class Rhythm:
 
     Heads: of the n heads of the sampled layers, the floor(head_fraction * n) (at least one) with the lowest mean
     look-back distance are local, those with the highest are global; grouped for each completion by itself, ties by
-    (layer, head). With `heads="all"` both groups are all heads.
+    (layer, head). With `heads="all"` both groups are all heads. `local_heads` and `global_heads`, given together, are
+    groups that do not change (`tc.group_heads` finds them), and the layers read are theirs.
 
     WAAD and FAI are means over the local and the global group; delta_t = |WAAD_t - WAAD_{t+1}|, 0 at the last token.
     `local`: w = amplification on the top q by delta, else 1. `global`: likewise by FAI. `coupled`: see `_coupled`.
 
     Args:
         layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, or `all`.
+        local_heads, global_heads: (layer, head) pairs.
         window: W of WAAD. horizon: (low, high) of FAI.
         alpha, k: of `coupled`: the share that a dominated anchor hands on, and how far back its preplan may lie.
         sign: `positive` or `negative` leaves completions whose advantage has the other sign uniform.
@@ -51,6 +53,8 @@ class Rhythm:
     sign: str = "both"
     select: str = "top"
     heads: str = "targeted"
+    local_heads: tuple[tuple[int, int], ...] | None = None
+    global_heads: tuple[tuple[int, int], ...] | None = None
     name: ClassVar[str] = "rhythm"
 
     def __post_init__(self) -> None:
@@ -69,6 +73,11 @@ class Rhythm:
         object.__setattr__(self, "horizon", tuple(self.horizon))
         if len(self.horizon) != 2 or not 1 <= self.horizon[0] <= self.horizon[1]:
             raise ValueError(f"horizon must be (low, high) with 1 <= low <= high; got {self.horizon}")
+        if (self.local_heads is None) != (self.global_heads is None):
+            raise ValueError("give local_heads and global_heads together, or neither")
+        if self.local_heads is not None and self.global_heads is not None:
+            object.__setattr__(self, "local_heads", check_heads("local_heads", self.local_heads))
+            object.__setattr__(self, "global_heads", check_heads("global_heads", self.global_heads))
 
     @property
     def needs(self) -> Needs:
@@ -76,7 +85,12 @@ class Rhythm:
 
     @property
     def _distances(self) -> DistanceNeed:
-        return DistanceNeed(self.layers, self.window, self.horizon)
+        layers = self.layers if self.local_heads is None else self._fixed_layers
+        return DistanceNeed(layers, self.window, self.horizon)
+
+    @property
+    def _fixed_layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for layer, _ in (*(self.local_heads or ()), *(self.global_heads or ()))}))
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
@@ -98,13 +112,21 @@ class Rhythm:
         """WAAD over the local heads and FAI over the global ones, (B, T) each."""
         if self.heads == "all":
             return heads.waad.mean(1), heads.fai.mean(1)
-        size = max(1, math.floor(self.head_fraction * heads.look_back.shape[1] + 1e-9))
-        nearest = heads.look_back.argsort(dim=1, stable=True)[:, :size]
-        furthest = heads.look_back.argsort(dim=1, descending=True, stable=True)[:, :size]
+        if self.local_heads is not None and self.global_heads is not None:
+            return self._fixed(heads.waad, self.local_heads), self._fixed(heads.fai, self.global_heads)
+        nearest, furthest = nearest_and_furthest(heads.look_back, self.head_fraction)
         length = heads.waad.shape[2]
         return (
             heads.waad.gather(1, nearest[..., None].expand(-1, -1, length)).mean(1),
             heads.fai.gather(1, furthest[..., None].expand(-1, -1, length)).mean(1),
+        )
+
+    def _fixed(self, values: Tensor, chosen: tuple[tuple[int, int], ...]) -> Tensor:
+        """(B, H, T) of all heads of the layers read -> (B, T), the mean over the chosen ones."""
+        layers = self._fixed_layers
+        count = values.shape[1] // len(layers)
+        return values[:, [layers.index(layer) * count + head_index(layer, head, count) for layer, head in chosen]].mean(
+            1
         )
 
     def _selected(self, values: Tensor, mask: Tensor) -> Tensor:
@@ -133,3 +155,11 @@ class Rhythm:
                     intros.add(max(0, t - self.k) + int(before.argmax()))
             share[i, sorted(intros)] += self.alpha
         return share
+
+
+def nearest_and_furthest(look_back: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """(B, H) look-back distances -> indices of the heads with the lowest and the highest, (B, max(1, fraction * H))
+    each; ties to the earlier head."""
+    size = top_count(fraction, look_back.shape[1])
+    order = partial(look_back.argsort, dim=1, stable=True)
+    return order()[:, :size], order(descending=True)[:, :size]

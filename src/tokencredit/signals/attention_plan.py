@@ -27,7 +27,7 @@ class AttentionPlan:
     def __init__(self, rollouts: Rollouts, needs: Needs, layers: int) -> None:
         self._rollouts = rollouts
         self._answer = {layer: _index(layer, layers) for layer in needs.answer_attention}
-        self._distances = {need: need.sample(layers) for need in needs.distances}
+        self._distances = {need: [_index(i, layers) for i in need.sample(layers)] for need in needs.distances}
         self.asked: dict[int, dict[Hashable, Statistic]] = defaultdict(dict)
         for index in self._answer.values():
             self.asked[index][_ANSWER] = self._answer_rows

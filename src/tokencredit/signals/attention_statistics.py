@@ -6,6 +6,7 @@ one; every statistic is of the attention that reaches tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -46,50 +47,59 @@ class Attention:
         """`key` in `dtype`, cast once for all blocks of rows."""
         return self.key.to(self.dtype)
 
-    def exp_scores(self, queries: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """The softmax of some rows, its numerators and denominators apart.
+    def probabilities(self, queries: Tensor, seen: Tensor, stop: int) -> Tensor:
+        """Some rows of A over the first `stop` keys, (B, H, R, stop); a row that sees nothing has no meaning.
+
+        The next call overwrites them: fresh memory for every block of rows would cost more than the arithmetic.
 
         Args:
             queries: (B, H, R, d), rows of `query`.
-            seen: (B or 1, R, S) bool, which of the first S keys each row sees.
-
-        Returns:
-            (B, H, R, S) exp(score - the row's largest), 0 where unseen, and (B, H, R) one over the row's sum.
+            seen: (B or 1, R, S) bool, which of the last S of those keys each row sees; all rows see those before.
         """
         batch, heads, r, width = queries.shape
-        keys = self._wide_key[:, :, : seen.shape[-1]].mT
+        keys = self._wide_key[:, :, :stop].mT
         scaled = (queries.to(self.dtype) * self.scaling).reshape(batch, keys.shape[1], -1, width)
-        scores = (scaled @ keys).view(batch, heads, r, seen.shape[-1])
+        scores, result = self._buffers((batch, heads, r, stop))
+        torch.matmul(scaled, keys, out=scores.view(*scaled.shape[:-1], stop))
         if self.softcap is not None:
             scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
-        scores.masked_fill_(~seen[:, None], torch.finfo(self.dtype).min)
-        largest = scores.amax(-1, keepdim=True)
-        if self.sinks is not None:
-            sinks = self.sinks.to(self.dtype)[:, None, None]
-            largest = torch.maximum(largest, sinks)
-        exp = scores.sub_(largest).exp_()
-        total = exp.sum(-1)
-        if self.sinks is not None:
-            total = total + (sinks - largest).exp()[..., 0]
-        return exp, 1 / total
+        scores[..., stop - seen.shape[-1] :].masked_fill_(~seen[:, None], torch.finfo(self.dtype).min)
+        if self.sinks is None:
+            return torch.softmax(scores, -1, out=result)
+        sinks = self.sinks.to(self.dtype)[:, None, None].expand(batch, heads, r, 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+    def _buffers(self, shape: tuple[int, ...]) -> list[Tensor]:
+        """Two buffers of a shape, cut from memory that is kept."""
+        size = math.prod(shape)
+        if not self._memory or self._memory[0].numel() < size:
+            largest = math.prod(shape[:-1]) * self.query.shape[2]
+            self._memory[:] = [torch.empty(largest, dtype=self.dtype, device=self.query.device) for _ in range(2)]
+        return [memory[:size].view(shape) for memory in self._memory]
+
+    @cached_property
+    def _memory(self) -> list[Tensor]:
+        return []
 
     def seen_by(self, rows: Tensor) -> Tensor:
         """(B, R) row indices -> (B, R, N) bool, the keys that each row sees."""
-        length = self.query.shape[2]
         if self.mask is None or self.mask.ndim == 2:  # causality and window are the kernel's own business
-            distance = rows[..., None] - torch.arange(length, device=rows.device)
+            distance = rows[..., None] - torch.arange(self.query.shape[2], device=rows.device)
             seen = (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
             return seen if self.mask is None else seen & self.mask.bool()[:, None]
         index = rows[..., None].expand(-1, -1, self.mask.shape[-1])
         return _seen(self.mask[:, 0].expand(rows.shape[0], -1, -1).gather(1, index))
 
     def seen_by_block(self, start: int, stop: int) -> Tensor:
-        """(B or 1, stop - start, stop) bool: the keys that rows `start` to `stop` see.
+        """(B or 1, stop - start, S) bool: which of the S keys before `stop` rows `start` to `stop` see; S as small as
+        can be, all rows seeing what lies before.
 
         Raises:
             ValueError: the mask lets a row see what comes after it.
         """
         if self.mask is None or self.mask.ndim == 2:
+            if self.mask is None and self.window is None:
+                return torch.ones(1, stop - start, stop - start, dtype=torch.bool, device=self.query.device).tril_()
             rows = torch.arange(start, stop, device=self.query.device)
             return self.seen_by(rows.expand(1 if self.mask is None else self.mask.shape[0], -1))[..., :stop]
         seen = _seen(self.mask[:, 0, start:stop])
@@ -132,8 +142,8 @@ def answer_row_mean(attention: Attention, rows: Tensor) -> Tensor:
     block = max(1, _MAX_SCORES // (batch * heads * length))
     for rows_r, is_row_r in zip(index.split(block, 1), is_row.split(block, 1), strict=True):
         queries = attention.query.gather(2, rows_r[:, None, :, None].expand(-1, heads, -1, width))
-        exp, inverse = attention.exp_scores(queries, attention.seen_by(rows_r))
-        total += ((inverse * is_row_r[:, None])[:, :, None] @ exp)[:, :, 0]
+        rows_of_a = attention.probabilities(queries, attention.seen_by(rows_r), length)
+        total += (is_row_r[:, None, None].to(rows_of_a) @ rows_of_a)[:, :, 0]
     return (total / count.clamp(min=1)[:, None, None]).float()
 
 
@@ -155,18 +165,18 @@ def head_distances(
     block = min(64, max(8, _MAX_SCORES // (batch * heads * length)))
     for r0 in range(start, length, block):
         r1 = min(length, r0 + block)
-        exp, inverse = attention.exp_scores(attention.query[:, :, r0:r1], attention.seen_by_block(r0, r1))
-        inverse = inverse * completion_mask[:, None, r0 - start : r1 - start]
+        rows = attention.probabilities(attention.query[:, :, r0:r1], attention.seen_by_block(r0, r1), r1)
+        real = completion_mask[:, None, r0 - start : r1 - start]
         row, column = positions[r0:r1], positions[:r1]
+        mass = 1 if attention.sinks is None else rows.sum(-1)
         # t - s = (t - r0) + (r0 - s): centred on the block, so that float32 keeps long distances exact.
-        distance = exp @ (r0 - column) + exp.sum(-1) * (row - r0)
-        look_back += (distance * inverse).sum(-1)
+        distance = rows @ (r0 - column) + mass * (row - r0)
+        look_back += (distance * real).sum(-1)
         first = max(0, r0 - max(window, high))
-        band = exp[..., first:] * inverse[..., None]
+        band = rows[..., first:] * real[..., None]
         behind = row[:, None] - column[first:]
         # min(t - s, W) is W but for the nearest W tokens.
-        mass = exp.sum(-1) * inverse
-        waad[..., r0 - start : r1 - start] = window * mass - (band * (window - behind).clamp(min=0)).sum(-1)
+        waad[..., r0 - start : r1 - start] = real * (window * mass) - (band * (window - behind).clamp(min=0)).sum(-1)
         influence = (band * ((behind >= low) & (behind <= high))).sum(-2)
         fai[..., max(first, start) - start : r1 - start] += influence[..., max(first, start) - first :]
     s = torch.arange(length - start, device=lengths.device)

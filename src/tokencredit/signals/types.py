@@ -16,16 +16,18 @@ class DistanceNeed:
     """Look-back distance, WAAD and FAI of every head of some layers.
 
     Attributes:
-        layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, or `all`.
+        layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, `all`, or the layers themselves.
         window: W of WAAD. horizon: (low, high) of FAI.
     """
 
-    layers: str = "middle"
+    layers: str | tuple[int, ...] = "middle"
     window: int = 10
     horizon: tuple[int, int] = (10, 100)
 
     def sample(self, count: int) -> list[int]:
         """The layers, of `count`: for `middle` round(linspace(L//3, 2*L//3, 5)), duplicates dropped."""
+        if not isinstance(self.layers, str):
+            return list(self.layers)
         if self.layers == "all":
             return list(range(count))
         third = {"bottom": (0, count // 3), "middle": (count // 3, 2 * count // 3), "top": (2 * count // 3, count - 1)}
