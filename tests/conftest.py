@@ -10,7 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+    Qwen3ForTokenClassification,
+)
 
 import tokencredit as tc
 
@@ -20,8 +25,7 @@ torch.set_num_threads(1)
 VOCABULARY = 64
 
 
-def tiny_policy(seed: int = 0, **config) -> Qwen3ForCausalLM:
-    """A random Qwen3 with grouped-query attention, in float32."""
+def tiny_config(**config) -> Qwen3Config:
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -33,8 +37,21 @@ def tiny_policy(seed: int = 0, **config) -> Qwen3ForCausalLM:
         "pad_token_id": 0,
         "initializer_range": 0.3,
     }
+    return Qwen3Config(**{**sizes, **config})
+
+
+def tiny_policy(seed: int = 0, **config) -> Qwen3ForCausalLM:
+    """A random Qwen3 with grouped-query attention, in float32."""
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **config})).eval()
+    return Qwen3ForCausalLM(tiny_config(**config)).eval()
+
+
+def tiny_reward_model(seed: int = 7, *, process: bool = False, **config):
+    """A random sequence classifier with one label; or a process reward model, a token classifier with two."""
+    torch.manual_seed(seed)
+    if process:
+        return Qwen3ForTokenClassification(tiny_config(num_labels=2, **config)).eval()
+    return Qwen3ForSequenceClassification(tiny_config(num_labels=1, **config)).eval()
 
 
 def tiny_lora_policy(seed: int = 0, *, trained: bool = True):

@@ -8,7 +8,7 @@ from tokencredit.credit import Credit
 from tokencredit.heads import HeadRank, rank_heads
 from tokencredit.methods import Method, method, methods
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import Needs, Signals, collect
+from tokencredit.signals import Needs, RewardModel, Signals, collect
 from tokencredit.steps import mark_spans
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "HeadRank",
     "Method",
     "Needs",
+    "RewardModel",
     "Rollouts",
     "Signals",
     "assign",

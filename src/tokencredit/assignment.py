@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from tokencredit import outcome
@@ -16,7 +18,7 @@ def assign(
     rollouts: Rollouts,
     m: str | Method,
     advantages: Tensor | None = None,
-    reward_model: nn.Module | None = None,
+    reward_model: Any = None,
     step: int | None = None,
     *,
     reference_model: nn.Module | None = None,
@@ -28,7 +30,8 @@ def assign(
         policy: a transformers causal LM, or a PEFT model around one.
         m: a method, or the name of one with its default parameters.
         advantages: (B,) outcome advantages; by default `outcome.grpo` of the rollouts' rewards and groups.
-        reward_model: for methods that read one.
+        reward_model: for methods that read one: a transformers classifier with the policy's tokenizer, a function from
+            embeddings to rewards, or a `RewardModel`.
         step: the training step, for methods with a schedule.
         reference_model: what `divergence` compares with; by default the policy with its adapter off.
         batch_size: completions per forward pass; all by default. It does not change the credit.

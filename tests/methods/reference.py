@@ -171,6 +171,23 @@ def attnpo(attention, rollouts, i: int, m, advantage: float, step: int | None) -
     return weights
 
 
+def taylor(score, embeddings: torch.Tensor, null: torch.Tensor) -> list[float]:
+    """grad score(E) . (e_i - e_null), one position after the other, as the slope towards the null token."""
+    found = []
+    for i in range(len(embeddings)):
+        towards = torch.zeros((), dtype=embeddings.dtype, requires_grad=True)
+        moved = embeddings.clone()
+        moved[i] = embeddings[i] + towards * (embeddings[i] - null)
+        found.append(torch.autograd.grad(score(moved), towards)[0].item())
+    return found
+
+
+def p2t_bonus(influence: Sequence[float], reward: float, omega: float, alpha: float) -> list[float]:
+    """The bonus of the tokens of one segment."""
+    total = sum(math.exp(v) for v in influence)
+    return [alpha * (reward + omega * reward * math.exp(v) / total) for v in influence]
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """Linearly interpolated."""
     ordered, at = sorted(values), q * (len(values) - 1)

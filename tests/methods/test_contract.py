@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_rollouts, tiny_lora_policy, tiny_policy
+from conftest import VOCABULARY, make_rollouts, tiny_lora_policy, tiny_policy, tiny_reward_model
 
 import tokencredit as tc
 
@@ -20,6 +20,10 @@ CASES = [
     ("entropy", {}),
     ("entropy_reduction", {}),
     ("entropy_selection", {}),
+    ("p2t", {}),
+    ("p2t", {"backward": "per_step", "null": "mean", "alpha": 1.0}),
+    ("p2t", {"estimator": "exact", "null": "zero", "omega": 3.0}),
+    ("p2t", {"estimator": "integrated", "null": "zero", "path_points": 3}),
     ("position", {}),
     ("position", {"shape": "sigmoid", "floor": 0.2}),
     ("random", {}),
@@ -40,10 +44,18 @@ def lora_policy():
     return tiny_lora_policy()
 
 
+@pytest.fixture(scope="module")
+def reward_model():
+    """For the cases that read one: step by step where the backward pass is, else of the whole completion."""
+    models = {process: tiny_reward_model(process=process) for process in (False, True)}
+    return lambda params: models[params.get("backward") == "per_step"]
+
+
 @pytest.fixture
-def assign(lora_policy):
-    def assign(rollouts, name, params, advantages=None, **kwargs):
-        return tc.assign(lora_policy, rollouts, tc.method(name, **params), advantages, **kwargs)
+def assign(lora_policy, reward_model):
+    def assign(rollouts, name, params, advantages=None, policy=lora_policy, **kwargs):
+        m, scorer = tc.method(name, **params), reward_model(params)
+        return tc.assign(policy, rollouts, m, advantages, reward_model=scorer, **kwargs)
 
     return assign
 
@@ -143,11 +155,11 @@ def test_repeats_itself(assign, rollouts, name, params):
 
 
 @EVERY_METHOD
-def test_assign_is_collect_then_apply(lora_policy, rollouts, name, params):
+def test_assign_is_collect_then_apply(lora_policy, assign, reward_model, rollouts, name, params):
     m = tc.method(name, **params)
-    signals = tc.collect(lora_policy, rollouts, m.needs)
+    signals = tc.collect(lora_policy, rollouts, m.needs, reward_model(params))
     applied = m(rollouts, tc.outcome.grpo(rollouts.rewards, rollouts.group), signals)
-    assert torch.equal(applied.advantages, tc.assign(lora_policy, rollouts, m).advantages)
+    assert torch.equal(applied.advantages, assign(rollouts, name, params).advantages)
 
 
 @EVERY_METHOD
@@ -191,11 +203,11 @@ def test_degenerate_input_is_finite(assign, name, params, case):
 
 
 @EVERY_METHOD
-def test_equal_attention_is_finite(rollouts, name, params):
+def test_equal_attention_is_finite(assign, rollouts, name, params):
     policy = tiny_lora_policy(trained=False)
     for p in policy.parameters():
         p.data.zero_()
-    assert torch.isfinite(tc.assign(policy, rollouts, tc.method(name, **params)).advantages).all()
+    assert torch.isfinite(assign(rollouts, name, params, policy=policy).advantages).all()
 
 
 @pytest.mark.parametrize("name", MEAN_ONE)
@@ -205,14 +217,14 @@ def test_mean_one(assign, rollouts, name):
 
 
 @EVERY_METHOD
-def test_the_policy_is_left_as_it_was(rollouts, name, params):
+def test_the_policy_is_left_as_it_was(assign, rollouts, name, params):
     policy = tiny_lora_policy()
     policy.train()
     policy.base_model.model.lm_head.eval()
     trainable = [p.requires_grad for p in policy.parameters()]
     before = [m.training for m in policy.modules()]
     original = policy.config._attn_implementation
-    tc.assign(policy, rollouts, tc.method(name, **params))
+    assign(rollouts, name, params, policy=policy)
     assert [m.training for m in policy.modules()] == before
     assert policy.config._attn_implementation == original
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in policy.modules())
@@ -221,15 +233,15 @@ def test_the_policy_is_left_as_it_was(rollouts, name, params):
 
 
 @EVERY_METHOD
-def test_dropout_is_off_while_signals_are_read(rollouts, name, params):
+def test_dropout_is_off_while_signals_are_read(assign, rollouts, name, params):
     policy = tiny_lora_policy()
-    quiet = tc.assign(policy, rollouts, tc.method(name, **params)).advantages
-    assert torch.equal(tc.assign(policy.train(), rollouts, tc.method(name, **params)).advantages, quiet)
+    quiet = assign(rollouts, name, params, policy=policy).advantages
+    assert torch.equal(assign(rollouts, name, params, policy=policy.train()).advantages, quiet)
 
 
 @EVERY_METHOD
-def test_bfloat16_policy(rollouts, name, params):
-    credit = tc.assign(tiny_lora_policy().to(torch.bfloat16), rollouts, tc.method(name, **params))
+def test_bfloat16_policy(assign, rollouts, name, params):
+    credit = assign(rollouts, name, params, policy=tiny_lora_policy().to(torch.bfloat16))
     assert credit.advantages.dtype == torch.float32
     assert torch.isfinite(credit.advantages).all()
 

@@ -13,6 +13,7 @@ from conftest import make_rollouts, tiny_lora_policy, tiny_policy
 
 import tokencredit as tc
 from tokencredit.signals.attention_statistics import HeadDistances
+from tokencredit.signals.types import RewardAttribution
 
 ROLLOUTS = make_rollouts((14, 9, 11, 5), (6, 3, 5, 4), (9, 5, -1, 1))
 
@@ -367,3 +368,96 @@ def test_spans_must_be_marked_for_methods_that_read_them(policy):
     for name in ("atpo", "position"):
         with pytest.raises(ValueError, match="mark_spans"):
             tc.assign(policy, make_rollouts(answer_start=None), name)
+
+
+def attribution(influence, reward, segment, covered=None):
+    segment = torch.tensor(segment)
+    return RewardAttribution(
+        torch.tensor(reward),
+        torch.tensor(influence),
+        segment,
+        segment >= 0 if covered is None else torch.tensor(covered),
+    )
+
+
+@pytest.mark.parametrize("params", [{}, {"omega": 2.0, "alpha": 1.0}])
+def test_p2t_equals_the_reference(params):
+    """Two segments, and a token outside both."""
+    m = tc.method("p2t", **params)
+    r = make_rollouts((6, 3), (2, 2), (-1, -1))
+    influence = [[0.3, -1.0, 2.0, 0.1, 0.0, 4.0], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0]]
+    reward = [[0.5, 0.5, 0.5, -2.0, -2.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+    segment = [[0, 0, 0, 1, 1, -1], [0, 0, 0, -1, -1, -1]]
+    read = attribution(influence, reward, segment, [[True] * 5 + [False], [True] * 3 + [False] * 3])
+    credit = m(r, torch.tensor([0.75, -1.0]), tc.Signals(reward={next(iter(m.needs.reward)): read}))
+    first = reference.p2t_bonus(influence[0][:3], 0.5, m.omega, m.alpha)
+    second = reference.p2t_bonus(influence[0][3:5], -2.0, m.omega, m.alpha)
+    expect_rows(credit.bonus, [[*first, *second, 0.0], reference.p2t_bonus([5.0] * 3, 1.0, m.omega, m.alpha)])
+    expect_rows(credit.advantages, [[0.75 + b for b in (*first, *second, 0.0)]])
+    assert credit.weights is None
+    assert credit.diagnostics["unscored"].tolist() == pytest.approx([1 / 6, 0])
+    assert credit.diagnostics["unmapped"].tolist() == pytest.approx([1 / 6, 0])
+    flat = credit.diagnostics["softmax_effective_ratio"].tolist()
+    assert flat[1] == pytest.approx(1)
+    assert flat[0] == pytest.approx(statistics.fmean(effective(s) for s in (influence[0][:3], influence[0][3:5])))
+    bonus = [*first, *second, 0.0]
+    spread = statistics.fmean(abs(b - statistics.fmean(bonus)) for b in bonus)
+    size = statistics.fmean(abs(0.75 + b) for b in bonus)
+    assert credit.diagnostics["bonus_share"].tolist() == pytest.approx([spread / size, 0], abs=1e-6)
+
+
+def effective(influence):
+    total = sum(math.exp(v) for v in influence)
+    return 1 / (len(influence) * sum((math.exp(v) / total) ** 2 for v in influence))
+
+
+def test_p2t_takes_any_influence():
+    """Exponentials neither overflow nor vanish."""
+    m = tc.method("p2t", omega=1.0, alpha=1.0)
+    r = make_rollouts((3,), (2,), (-1,))
+    read = attribution([[-2000.0, 3000.0, 3000.0]], [[1.0] * 3], [[0, 0, 0]])
+    credit = m(r, torch.zeros(1), tc.Signals(reward={next(iter(m.needs.reward)): read}))
+    assert credit.bonus[0].tolist() == pytest.approx([1, 1.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"omega": -1}, "omega"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"null": "bos"}, "pad, eos, zero, mean"),
+        ({"estimator": "shapley"}, "taylor, exact, integrated"),
+        ({"backward": "both"}, "single, per_step"),
+        ({"path_points": 0}, "path_points"),
+    ],
+)
+def test_p2t_parameters(params, message):
+    with pytest.raises(ValueError, match=message):
+        tc.method("p2t", **params)
+
+
+def test_rhythm_with_fixed_groups():
+    """Groups of its own choice: the same heads as those it would pick itself give the same weights."""
+    policy = tiny_policy().double()
+    free = tc.method("rhythm", layers="all", horizon=(1, 4))
+    rows = ROLLOUTS.rows(slice(0, 1))
+
+    def weights_of(m):
+        return tc.assign(policy, rows, m, torch.ones(1)).weights
+
+    look_back = tc.collect(policy, rows, free.needs).distances[next(iter(free.needs.distances))].look_back[0]
+    order = look_back.argsort().tolist()
+    local, remote = ([(h // 4, h % 4) for h in part] for part in (order[:4], order[-4:]))
+    fixed = tc.method("rhythm", horizon=(1, 4), local_heads=local, global_heads=remote)
+    torch.testing.assert_close(weights_of(fixed), weights_of(free))
+    assert {layer for layer, _ in (*local, *remote)} == set(next(iter(fixed.needs.distances)).layers)
+    other = tc.method("rhythm", horizon=(1, 4), local_heads=remote, global_heads=local)
+    assert not torch.equal(weights_of(other), weights_of(free))
+    with pytest.raises(ValueError, match="together"):
+        tc.method("rhythm", local_heads=local)
+    with pytest.raises(ValueError, match="group_heads"):
+        tc.method("rhythm", local_heads=local, global_heads=[3])
+    with pytest.raises(ValueError, match="the policy has 4"):
+        weights_of(tc.method("rhythm", local_heads=[(9, 0)], global_heads=remote))
+    with pytest.raises(ValueError, match="has 4 heads"):
+        weights_of(tc.method("rhythm", local_heads=[(1, 4)], global_heads=remote))

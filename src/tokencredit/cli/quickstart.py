@@ -25,6 +25,9 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps a method.")] = 50,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts a step, 8 completions each.")] = 16,
     warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm-up.", show_default=False)] = None,
+    reward_model_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the reward model that p2t reads.", show_default=False)
+    ] = None,
     evaluate_on: Annotated[int, typer.Option(min=1, help="Held-out problems that accuracy is measured on.")] = 300,
     problems: Annotated[
         Path | None,
@@ -44,6 +47,7 @@ def quickstart(
         from tokencredit import methods as all_methods
         from tokencredit.report import write_report
         from tokencredit.testbed.quickstart import Quickstart, prepare, run
+        from tokencredit.testbed.reward_model import RewardTraining
         from tokencredit.testbed.runs import RunFolder
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import WarmUp
@@ -60,6 +64,9 @@ def quickstart(
             evaluation_problems=evaluate_on,
             budget=Budget(steps=steps, prompts=prompts, seed=seed),
             warm_up=WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps),
+            reward_training=RewardTraining()
+            if reward_model_steps is None
+            else RewardTraining(steps=reward_model_steps),
         )
         found = prepare(q)
         folder = RunFolder.create(folder_path, q.as_config(), overwrite=overwrite, resume=resume)

@@ -17,6 +17,7 @@ from tokencredit.methods.divergence import Divergence
 from tokencredit.methods.entropy import Entropy
 from tokencredit.methods.entropy_reduction import EntropyReduction
 from tokencredit.methods.entropy_selection import EntropySelection
+from tokencredit.methods.p2t import P2T
 from tokencredit.methods.position import Position
 from tokencredit.methods.random import Random
 from tokencredit.methods.rhythm import Rhythm
@@ -35,6 +36,7 @@ _METHODS: dict[str, type[Method]] = {
         Entropy,
         EntropyReduction,
         EntropySelection,
+        P2T,
         Position,
         Random,
         Rhythm,

@@ -48,7 +48,7 @@ class AttnPO:
     name: ClassVar[str] = "attnpo"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", check_heads("heads", self.heads))
+        object.__setattr__(self, "heads", check_heads("heads", self.heads, "tc.rank_heads"))
         check_number("beta", self.beta, 0)
         check_number("lam", self.lam, 0)
         check_number("delta", self.delta, 0, 1)

@@ -65,12 +65,15 @@ def step_means(values: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
     return (total / count.clamp(min=1))[:, :steps], count[:, :steps] > 0
 
 
-def check_heads(name: str, heads: Any) -> tuple[tuple[int, int], ...]:
+def check_heads(name: str, heads: Any, found_by: str) -> tuple[tuple[int, int], ...]:
     """(layer, head) pairs as tuples. Raises a ValueError unless there is at least one, of whole numbers."""
-    pairs = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in heads)
+    pairs = [tuple(pair) if isinstance(pair, Sequence) else () for pair in heads] if isinstance(heads, Sequence) else []
     if not pairs or not all(len(pair) == 2 and all(type(i) is int for i in pair) for pair in pairs):
-        raise ValueError(f"{name} must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)); got {heads!r}")
-    return pairs
+        raise ValueError(
+            f"{name} must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)), which {found_by} finds; "
+            f"got {heads!r}"
+        )
+    return tuple((layer, head) for layer, head in pairs)
 
 
 def head_index(layer: int, head: int, count: int) -> int:

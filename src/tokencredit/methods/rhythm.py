@@ -76,8 +76,8 @@ class Rhythm:
         if (self.local_heads is None) != (self.global_heads is None):
             raise ValueError("give local_heads and global_heads together, or neither")
         if self.local_heads is not None and self.global_heads is not None:
-            object.__setattr__(self, "local_heads", check_heads("local_heads", self.local_heads))
-            object.__setattr__(self, "global_heads", check_heads("global_heads", self.global_heads))
+            object.__setattr__(self, "local_heads", check_heads("local_heads", self.local_heads, "tc.group_heads"))
+            object.__setattr__(self, "global_heads", check_heads("global_heads", self.global_heads, "tc.group_heads"))
 
     @property
     def needs(self) -> Needs:

@@ -1,6 +1,17 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
-from tokencredit.signals.collect import causal_lm, check_adapter, collect
-from tokencredit.signals.types import DistanceNeed, Needs, Signals
+from tokencredit.signals.collect import causal_lm, check_adapter, collect, reward_model_for
+from tokencredit.signals.reward_model import RewardModel
+from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
 
-__all__ = ["DistanceNeed", "Needs", "Signals", "causal_lm", "check_adapter", "collect"]
+__all__ = [
+    "DistanceNeed",
+    "Needs",
+    "RewardModel",
+    "RewardNeed",
+    "Signals",
+    "causal_lm",
+    "check_adapter",
+    "collect",
+    "reward_model_for",
+]

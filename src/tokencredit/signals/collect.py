@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.logits import check_head, logprob_and_entropy
+from tokencredit.signals.reward_attribution import attribute_reward
+from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import Needs, Signals
 
 
@@ -20,7 +22,7 @@ def collect(
     policy: nn.Module,
     rollouts: Rollouts,
     needs: Needs,
-    reward_model: nn.Module | None = None,
+    reward_model: Any = None,
     *,
     reference_model: nn.Module | None = None,
     batch_size: int | None = None,
@@ -33,7 +35,8 @@ def collect(
     Args:
         policy: a transformers causal LM, or a PEFT model around one; not wrapped for distributed training.
         needs: usually `method.needs`, or the union of several (`a.needs | b.needs`).
-        reward_model: for methods that read a reward model; no method does yet.
+        reward_model: for methods that read one: a transformers classifier with the policy's tokenizer, a function from
+            embeddings to rewards, or a `RewardModel`.
         reference_model: what `reference_logprob` is read from; by default the policy with its adapter off.
         batch_size: how many completions one forward pass takes; all by default. It does not change the signals.
 
@@ -46,16 +49,38 @@ def collect(
     if needs.answer_attention:
         rollouts.has_answer  # noqa: B018 - raises where the spans are not marked
     check_adapter(policy, needs, reference_model)
+    scorer = reward_model_for(needs, reward_model)
     size = max(1, len(rollouts)) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     starts = range(0, max(1, len(rollouts)), size)
-    with _reading(policy), nullcontext() if reference_model is None else _reading(reference_model):
-        parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model) for i in starts]
+    with ExitStack() as stack:
+        for model in (policy, reference_model, scorer and scorer.model):
+            if isinstance(model, nn.Module):
+                stack.enter_context(_reading(model))
+        parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer) for i in starts]
     return Signals.concatenate(parts)
 
 
-def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None) -> Signals:
+def _collect(
+    policy: nn.Module,
+    rollouts: Rollouts,
+    needs: Needs,
+    reference_model: nn.Module | None,
+    reward_model: RewardModel | None,
+) -> Signals:
+    found = _read_policy(policy, rollouts, needs, reference_model) if needs.policy else {}
+    if reward_model is not None:
+        found["reward"] = {
+            need: attribute_reward(reward_model, rollouts, need, causal_lm(policy)) for need in needs.reward
+        }
+    return Signals(**found)
+
+
+def _read_policy(
+    policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None
+) -> dict[str, Any]:
+    """The fields of `Signals` that come from the policy and its reference."""
     model = causal_lm(policy)
     plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
     found: dict[str, Any] = {}
@@ -76,7 +101,19 @@ def _collect(policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_mode
                 found["reference_logprob"], _ = logprob_and_entropy(model, base, rollouts)
         if needs.adapter_residual:
             found["adapter_residual"] = _residual(hidden, base, rollouts)
-    return Signals(**found)
+    return found
+
+
+def reward_model_for(needs: Needs, given: Any) -> RewardModel | None:
+    """`given` as a RewardModel where `needs` reads one. Raises a ValueError where there is none, or it is no such."""
+    if not needs.reward:
+        return None
+    if given is None:
+        raise ValueError(
+            "this method reads a reward model: pass reward_model=, a transformers sequence classifier with one label, "
+            "a process reward model (token classifier), or a function from embeddings to rewards; see tc.RewardModel"
+        )
+    return RewardModel.of(given)
 
 
 def _residual(hidden: Tensor, base: Tensor, rollouts: Rollouts) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,49 @@ class DistanceNeed:
 
 
 @dataclass(frozen=True)
+class RewardNeed:
+    """What each completion token is worth to a reward model.
+
+    Attributes:
+        null: the token that stands for nothing: `pad`, `eos`, `zero` or `mean` (of the vocabulary's embeddings).
+        estimator: `taylor` (one forward and backward pass), `exact` (one forward pass a token), or `integrated` (as
+            taylor, at `path_points` points).
+        backward: `single`, of the sum of the step rewards, or `per_step`, each token by its own step's reward.
+    """
+
+    null: str = "pad"
+    estimator: str = "taylor"
+    backward: str = "single"
+    path_points: int = 16
+
+
+@dataclass(frozen=True, eq=False)
+class RewardAttribution:
+    """A reward model's rewards, and what each token of a completion is worth to them; (B, T) each.
+
+    Attributes:
+        reward: float32, the reward of the token's segment; 0 outside the segments.
+        influence: float32, the reward lost if a null token stood here, as estimated; 0 outside the segments and where
+            the token is not covered.
+        segment: long, -1 outside the segments. The completion is one, or each reasoning step is.
+        covered: bool, some token of the reward model covers the token.
+    """
+
+    reward: Tensor
+    influence: Tensor
+    segment: Tensor
+    covered: Tensor
+
+    def to(self, device: torch.device) -> RewardAttribution:
+        return RewardAttribution(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    @classmethod
+    def join(cls, parts: Sequence[RewardAttribution]) -> RewardAttribution:
+        """Those of several slices of a batch, as one."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a method reads. `a | b` is what two methods need together, collected in one go.
 
@@ -47,6 +90,7 @@ class Needs:
             off, or a given model (a second forward pass).
         adapter_residual: the change that the LoRA adapter makes to the final hidden state (a second forward pass,
             adapter off; it serves `reference_logprob` too).
+        reward: what the tokens are worth to a reward model (its forward and backward pass, none of the policy).
     """
 
     answer_attention: frozenset[int] = frozenset()
@@ -54,12 +98,18 @@ class Needs:
     logits: bool = False
     reference_logprob: bool = False
     adapter_residual: bool = False
+    reward: frozenset[RewardNeed] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
 
     def __bool__(self) -> bool:
         return self != Needs()
+
+    @property
+    def policy(self) -> bool:
+        """Something is read from the policy itself."""
+        return replace(self, reward=frozenset()) != Needs()
 
     @property
     def adapter(self) -> bool:
@@ -81,6 +131,7 @@ class Signals:
         entropy: (B, T) float32, H_t in nats.
         reference_logprob: (B, T) float32, log pi_ref(y_t).
         adapter_residual: (B, T) float32, ||h_adapted - h_base||_2.
+        reward: need -> `RewardAttribution`.
 
     Raises:
         ValueError: a signal is NaN or infinite.
@@ -92,6 +143,7 @@ class Signals:
     entropy: Tensor | None = None
     reference_logprob: Tensor | None = None
     adapter_residual: Tensor | None = None
+    reward: dict[RewardNeed, RewardAttribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in self._read().items():
@@ -102,6 +154,7 @@ class Signals:
         """Raise a ValueError where something that `needs` names was not read."""
         missing = {f"answer_attention[{layer}]" for layer in needs.answer_attention - self.answer_attention.keys()}
         missing |= {f"distances[{need}]" for need in needs.distances - self.distances.keys()}
+        missing |= {f"reward[{need}]" for need in needs.reward - self.reward.keys()}
         wanted = {
             "logprob": needs.logits,
             "entropy": needs.logits,
@@ -118,7 +171,8 @@ class Signals:
         heads = {
             f"distances.{f.name}": getattr(found, f.name) for found in self.distances.values() for f in fields(found)
         }
-        return plain | heads | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
+        worth = {f"reward.{n}": getattr(found, n) for found in self.reward.values() for n in ("reward", "influence")}
+        return plain | heads | worth | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
 
     @staticmethod
     def concatenate(parts: Sequence[Signals]) -> Signals:
@@ -127,6 +181,7 @@ class Signals:
         return Signals(
             answer_attention={k: torch.cat([p.answer_attention[k] for p in parts]) for k in first.answer_attention},
             distances={k: HeadDistances.join([p.distances[k] for p in parts], dim=0) for k in first.distances},
+            reward={k: RewardAttribution.join([p.reward[k] for p in parts]) for k in first.reward},
             **{n: torch.cat([getattr(p, n) for p in parts]) for n in _PLAIN if getattr(first, n) is not None},
         )
 

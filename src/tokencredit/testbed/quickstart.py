@@ -18,6 +18,7 @@ from tokencredit.testbed.evaluate import evaluate
 from tokencredit.testbed.heads import key_focus_heads
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems, load_problems
+from tokencredit.testbed.reward_model import RewardTraining, process_reward_model, step_quality
 from tokencredit.testbed.runs import RunFolder
 from tokencredit.testbed.tasks import Problem, Task, task
 from tokencredit.testbed.traces import collect_traces
@@ -50,6 +51,7 @@ class Quickstart:
     trace_problems: int = 12
     budget: Budget = field(default_factory=Budget)
     warm_up: WarmUp = field(default_factory=WarmUp)
+    reward_training: RewardTraining = field(default_factory=RewardTraining)
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods):
@@ -128,6 +130,7 @@ def _run_method(
 ) -> None:
     chosen, tokenizer = q.build_task(), build_tokenizer()
     m = _build_method(name, checkpoint, chosen, problems, progress)
+    scorer, quality = _reward_model(q, checkpoint, problems, progress) if m.needs.reward else (None, {})
     progress.stage(name, q.budget.steps)
 
     def on_step(row: dict[str, Any]) -> None:
@@ -136,7 +139,16 @@ def _run_method(
 
     with tempfile.TemporaryDirectory(prefix="tokencredit-") as scratch:
         trained = train(
-            checkpoint, tokenizer, chosen, m, problems.training, problems.held_out, q.budget, Path(scratch), on_step
+            checkpoint,
+            tokenizer,
+            chosen,
+            m,
+            problems.training,
+            problems.held_out,
+            q.budget,
+            Path(scratch),
+            on_step,
+            reward_model=scorer,
         )
     traces = collect_traces(
         trained.policy,
@@ -146,6 +158,7 @@ def _run_method(
         problems.held_out[: q.trace_problems],
         group_size=q.budget.group_size,
         seed=q.seed,
+        reward_model=scorer,
     )
     result = {
         "params": vars(m),
@@ -153,6 +166,7 @@ def _run_method(
         "seconds": round(trained.seconds, 1),
         "tokens": trained.tokens,
         "adapter": m.needs.adapter,
+        **quality,
     }
     folder.record_method(name, result, traces, trained.policy)
 
@@ -167,6 +181,22 @@ def _build_method(
     found = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
     progress.message(f"{name}: key-focus heads by step ranking accuracy: {found}")
     return method(name, heads=tuple((r.layer, r.head) for r in ranks))
+
+
+def _reward_model(
+    q: Quickstart, checkpoint: Qwen3ForCausalLM, problems: Problems, progress: Progress
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A process reward model trained on exact step labels, and how good it is on the held-out problems."""
+    chosen, tokenizer = q.build_task(), build_tokenizer()
+    progress.stage("reward model", q.reward_training.steps)
+    model = process_reward_model(chosen, q.warm_up, checkpoint, tokenizer, q.reward_training, progress.advance)
+    progress.advance(q.reward_training.steps)
+    quality = step_quality(model, tokenizer, chosen, problems.held_out)
+    progress.message(
+        f"process reward model: AUROC {quality.auroc:.3f} on {quality.right} right and {quality.wrong} wrong held-out "
+        "steps of the teacher"
+    )
+    return model, {"reward_model": asdict(quality)}
 
 
 def _accuracies(

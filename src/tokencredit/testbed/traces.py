@@ -24,6 +24,7 @@ def collect_traces(
     *,
     group_size: int = 8,
     seed: int = 0,
+    reward_model: Any = None,
 ) -> list[dict[str, Any]]:
     """Sample a group of completions for each problem and assign their credit.
 
@@ -41,7 +42,7 @@ def collect_traces(
         correct=correct,
         group=torch.arange(len(asked)) // group_size,
     )
-    credit = assign(policy, rollouts, m)
+    credit = assign(policy, rollouts, m, reward_model=reward_model)
     pieces_of = TokenPieces(tokenizer)
     rows = []
     for i, (problem, length) in enumerate(zip(asked, rollouts.lengths.tolist(), strict=True)):

@@ -58,6 +58,7 @@ def train(
     budget: Budget,
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
+    reward_model: Any = None,
 ) -> Trained:
     """Train a copy of `checkpoint`; with a LoRA adapter where the method reads one.
 
@@ -65,6 +66,7 @@ def train(
         held_out: evaluated on, greedily, every `budget.evaluate_every` steps.
         folder: for TRL's own output.
         on_step: called with one row of metrics a step.
+        reward_model: for a method that reads one.
     """
     args = _config(task, m, budget, folder)
     prompts = [training[i % len(training)] for i in range(max(len(training), budget.prompts))]
@@ -86,6 +88,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[recorder],
         splitter=step_starts,
+        reward_model=reward_model,
         peft_config=lora if m.needs.adapter else None,
     )
     trainer.remove_callback(PrinterCallback)

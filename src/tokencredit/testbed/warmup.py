@@ -59,7 +59,7 @@ def warmed_up_policy(
     Args:
         on_step: called with the number of steps done and the loss.
     """
-    folder = cache_folder() / f"warmup-{task.name}-{_fingerprint(task, recipe)}"
+    folder = cache_folder() / f"warmup-{task.name}-{fingerprint(task, recipe)}"
     if (folder / "model.safetensors").is_file():
         return Qwen3ForCausalLM.from_pretrained(folder), True
     policy = _train(task, recipe, on_step)
@@ -69,12 +69,17 @@ def warmed_up_policy(
     return policy, False
 
 
-def _fingerprint(task: Task, recipe: WarmUp) -> str:
-    """Of everything that the checkpoint comes from: the recipe, the policy's config, and what the teacher says."""
+def fingerprint(task: Task, recipe: WarmUp, extra: Any = None) -> str:
+    """Of everything that the checkpoint comes from: the recipe, the policy's config, and what the teacher says; and of
+    what else a model that starts from it comes from."""
     rng, tokenizer = Random("fingerprint"), build_tokenizer()
     lessons = [_example(task, tokenizer, rng) for _ in range(64)]
     config = {k: v for k, v in build_policy(recipe.size).config.to_dict().items() if k != "transformers_version"}
-    key = json.dumps([_RECIPE, task.name, task.level, asdict(recipe), config, lessons], sort_keys=True, default=str)
+    key = json.dumps(
+        [_RECIPE, task.name, task.level, asdict(recipe), config, lessons, *([] if extra is None else [extra])],
+        sort_keys=True,
+        default=str,
+    )
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

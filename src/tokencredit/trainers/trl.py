@@ -21,7 +21,7 @@ from tokencredit.assignment import assign
 from tokencredit.credit import Credit
 from tokencredit.methods import Method, method
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import check_adapter
+from tokencredit.signals import check_adapter, reward_model_for
 from tokencredit.steps import SPLITTERS, Splitter, mark_spans
 
 
@@ -70,7 +70,9 @@ class CreditGRPOConfig(GRPOConfig):
 class CreditGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose advantages are spread over the tokens by `args.credit_method`.
 
-    `splitter` takes a function that splits reasoning into steps, in place of `args.credit_splitter`.
+    `splitter` takes a function that splits reasoning into steps, in place of `args.credit_splitter`. `reward_model` is
+    what P2T reads: a transformers classifier with the policy's tokenizer, a function from embeddings to rewards, or a
+    `tokencredit.RewardModel`; it is moved to the policy's device.
     Logs `credit/<diagnostic>` (means over the generation batch, see `Credit.diagnostics`) and `credit/seconds`.
     """
 
@@ -85,6 +87,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         args: CreditGRPOConfig | None = None,
         *rest: Any,
         splitter: Splitter | None = None,
+        reward_model: Any = None,
         **kwargs: Any,
     ) -> None:
         args = CreditGRPOConfig() if args is None else args
@@ -101,6 +104,9 @@ class CreditGRPOTrainer(GRPOTrainer):
                 f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
         check_adapter(self.accelerator.unwrap_model(self.model), self.credit_method.needs, self.ref_model)
+        self._reward_model = reward_model_for(self.credit_method.needs, reward_model)
+        if self._reward_model is not None:
+            self._reward_model.to(self.accelerator.device)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._last_rewards = super()._calculate_rewards(*args, **kwargs)
@@ -133,6 +139,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             rollouts,
             self.credit_method,
             advantages=batch["advantages"],
+            reward_model=self._reward_model,
             step=self.state.global_step,
             reference_model=self.ref_model,
             batch_size=self.args.per_device_train_batch_size,
