@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check bench clean
 
 quickstart: $(READY)
 	$(BIN)/tokencredit quickstart $(ARGS)
@@ -16,6 +16,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/signals.py $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -260,7 +260,7 @@ def test_parameters_are_frozen(name, params):
 def test_a_policy_that_breaks_is_left_as_it_was(rollouts):
     policy = tiny_policy()
     policy.train()
-    policy.model.norm.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    policy.model.layers[1].mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         tc.assign(policy, rollouts, "atpo")
     assert policy.config._attn_implementation == "sdpa"

@@ -308,3 +308,93 @@ def test_masks_that_cannot_be_read_are_refused():
         statistics_module.check_mask(torch.ones(1, 2, 3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="cannot be read"):
         statistics_module.check_mask("block mask")
+
+
+def layers_run(policy, needs) -> list[int]:
+    """Which layers a collection runs to their end."""
+    run = []
+    for i, layer in enumerate(policy.get_decoder().layers):
+
+        def forward(*args, original=layer.forward, i=i, **kwargs):
+            out = original(*args, **kwargs)
+            run.append(i)
+            return out
+
+        layer.forward = forward
+    tc.collect(policy, ROLLOUTS, needs)
+    return run
+
+
+def test_the_pass_ends_at_the_last_layer_that_is_needed():
+    early = tc.Needs(answer_attention=frozenset({1}), distances=frozenset({tc.signals.DistanceNeed((0,))}))
+    assert layers_run(tiny_policy(), early) == [0]
+    assert layers_run(tiny_policy(), early | tc.Needs(logits=True)) == [0, 1, 2, 3]
+    policy = tiny_policy()
+    policy.get_decoder().layers[3].register_forward_pre_hook(lambda *_: None)
+    assert layers_run(policy, early) == [0, 1, 2, 3]
+    leaf = tiny_policy()
+    leaf.get_input_embeddings().register_forward_hook(lambda *_: None)
+    assert layers_run(leaf, early) == [0]
+
+
+def test_a_pass_that_was_broken_off_leaves_no_trace():
+    policy = tiny_policy()
+    needs = tc.Needs(answer_attention=frozenset({1}))
+    with torch.no_grad():
+        before = policy(ROLLOUTS.input_ids).logits
+    stopped = tc.collect(policy, ROLLOUTS, needs)
+    whole = tc.collect(policy, ROLLOUTS, needs | tc.Needs(logits=True))
+    assert torch.equal(stopped.answer_attention[1], whole.answer_attention[1])
+    with torch.no_grad():
+        assert torch.equal(policy(ROLLOUTS.input_ids).logits, before)
+
+
+def test_gradient_checkpointing_does_not_count_twice():
+    """The backward pass runs each layer again, while the probe is still open."""
+    policy, calls = tiny_policy().train(), []
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def statistic(attention):
+        calls.append(attention.query.requires_grad)
+        return len(calls)
+
+    with attention_module.probe_attention(policy, {1: {"calls": statistic}}) as probe:
+        policy(input_ids=ROLLOUTS.input_ids, use_cache=False).logits.sum().backward()
+    assert calls == [False]
+    assert probe.found == {(1, "calls"): 1}
+    assert all(p.grad is not None for p in policy.parameters())
+    plain = tc.collect(tiny_policy(), ROLLOUTS, ALL_LAYERS).answer_attention
+    checkpointed = tc.collect(policy, ROLLOUTS, ALL_LAYERS).answer_attention
+    assert torch.equal(checkpointed[3], plain[3])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_packed_sequences_do_not_see_each_other(implementation):
+    """Two sequences in one row, told apart by positions that start again, as padding-free training has them."""
+    policy = tiny_policy()
+    policy.set_attn_implementation(implementation)
+    first, second = torch.randint(1, 64, (1, 9)), torch.randint(1, 64, (1, 7))
+    ids = torch.cat([first, second], 1)
+    positions = torch.cat([torch.arange(9), torch.arange(7)])[None]
+    rows = torch.zeros(1, 16, dtype=torch.bool)
+    rows[0, 13:] = True
+    asked = {2: {"rows": lambda a: statistics_module.answer_row_mean(a, rows)}}
+    with torch.no_grad(), attention_module.probe_attention(policy, asked) as probe:
+        policy(input_ids=ids, position_ids=positions, use_cache=False)
+    packed = probe.found[2, "rows"]
+    assert (packed[..., :9] == 0).all()
+    alone = {2: {"rows": lambda a: statistics_module.answer_row_mean(a, rows[:, 9:])}}
+    with torch.no_grad(), attention_module.probe_attention(policy, alone) as probe:
+        policy(input_ids=second, use_cache=False)
+    torch.testing.assert_close(packed[..., 9:], probe.found[2, "rows"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_cache_prefix_is_refused():
+    policy = tiny_policy()
+    with torch.no_grad():
+        cache = policy(input_ids=ROLLOUTS.input_ids[:, :4], use_cache=True).past_key_values
+        with (
+            pytest.raises(ValueError, match="KV-cache prefix"),
+            attention_module.probe_attention(policy, {0: {"x": lambda a: None}}),
+        ):
+            policy(input_ids=ROLLOUTS.input_ids[:, 4:], past_key_values=cache)

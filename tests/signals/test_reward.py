@@ -302,3 +302,11 @@ def _labels(count):
 
 def _small_vocabulary():
     return tiny_reward_model(vocab_size=8)
+
+
+@pytest.mark.parametrize("process", [False, True])
+def test_taylor_takes_one_forward_pass(process):
+    model, calls = tiny_reward_model(process=process), []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    read(model, backward="per_step")
+    assert len(calls) == 1

@@ -26,23 +26,40 @@ Statistic = Callable[[Attention], Any]
 
 @dataclass
 class Probe:
-    """`asked`: layer -> name -> what to compute there. `found`: (layer, name) -> what came out."""
+    """`asked`: layer -> name -> what to compute there. `found`: (layer, name) -> what came out.
+
+    `stop`: break the forward pass off once all is found.
+    """
 
     asked: dict[int, dict[Hashable, Statistic]]
+    stop: bool = False
     found: dict[tuple[int, Hashable], Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> set[int]:
+        """The layers where something that was asked is not found yet."""
+        return {layer for layer, names in self.asked.items() for name in names if (layer, name) not in self.found}
+
+
+class _AllFound(Exception):
+    """Ends a forward pass that has nothing more to tell."""
 
 
 _ACTIVE: ContextVar[Probe | None] = ContextVar("tokencredit_probe", default=None)
 
 
 @contextmanager
-def probe_attention(model: Any, asked: dict[int, dict[Hashable, Statistic]]) -> Iterator[Probe]:
+def probe_attention(model: Any, asked: dict[int, dict[Hashable, Statistic]], *, stop: bool = False) -> Iterator[Probe]:
     """While open, a forward pass of `model` fills `Probe.found`. Where nothing is asked, the model is left alone.
+
+    Args:
+        stop: end the block when all is found, in the midst of the forward pass, unless hooks on the model count on
+            seeing its end.
 
     Raises:
         ValueError: when the block ends, if the attention of a layer was not seen.
     """
-    probe = Probe(asked)
+    probe = Probe(asked, stop=stop and not _hooked(model))
     if not asked:
         yield probe
         return
@@ -50,13 +67,14 @@ def probe_attention(model: Any, asked: dict[int, dict[Hashable, Statistic]]) -> 
     try:
         with _wrapped(model.get_decoder().config._attn_implementation):
             yield probe
+    except _AllFound:
+        pass
     finally:
         _ACTIVE.reset(token)
-    unread = sorted({layer for layer, names in asked.items() for name in names if (layer, name) not in probe.found})
-    if unread:
+    if probe.missing:
         raise ValueError(
-            f"the attention of layers {unread} could not be read: {type(model).__name__} does not route it through "
-            "transformers' AttentionInterface"
+            f"the attention of layers {sorted(probe.missing)} could not be read: {type(model).__name__} does not route "
+            "it through transformers' AttentionInterface"
         )
 
 
@@ -109,9 +127,28 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
                 # Once only: gradient checkpointing runs a layer again in the backward pass.
                 if (layer, name) not in probe.found:
                     probe.found[layer, name] = statistic(seen)
+        if probe.stop and not probe.missing:
+            raise _AllFound
         return output
 
     return attention_forward
+
+
+def _hooked(model: nn.Module) -> bool:
+    """Some module that a broken-off forward pass would leave half way has hooks (FSDP, DeepSpeed, accelerate, ...).
+
+    Those with which transformers records outputs do not count: they stay on a model once it was asked for any.
+    """
+    return any(
+        hasattr(m, "_hf_hook")
+        or "FullySharded" in type(m).__name__
+        or any(
+            hook.__module__ != "transformers.utils.output_capturing"
+            for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        )
+        for m in model.modules()
+        if m._modules
+    )
 
 
 def _refuse_unreadable(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:

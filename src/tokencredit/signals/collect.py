@@ -84,7 +84,8 @@ def _read_policy(
     model = causal_lm(policy)
     plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
     found: dict[str, Any] = {}
-    with probe_attention(model, plan.asked) as probe:
+    hidden = torch.empty(0)
+    with probe_attention(model, plan.asked, stop=not (needs.logits or needs.adapter_residual)) as probe:
         hidden = _hidden_states(model, rollouts, check_logits=needs.logits)
     found |= plan.signals(probe)
     if needs.logits:

@@ -41,6 +41,10 @@ def attribute_reward(reward_model: RewardModel, rollouts: Rollouts, need: Reward
     return RewardAttribution.join(parts).to(rollouts.completion_ids.device)
 
 
+_Found = tuple[Tensor, Tensor, bool]
+"""Influence (R, n, G) of each position on each target, rewards (R, K), and whether the segments are steps."""
+
+
 class _Batch:
     """Completions as the reward model reads them: R rows of n positions, padded on the left, with K segments."""
 
@@ -62,10 +66,8 @@ class _Batch:
         self._replaceable.view(-1)[self._position] = True
 
     def attribute(self, need: RewardNeed, null: Tensor) -> RewardAttribution:
-        with torch.no_grad():
-            rewards, by_step = self._rewards(self._embeddings)
-        estimate = self._exact if need.estimator == "exact" else self._along_gradient
-        influence = estimate(null, need)
+        estimate = {"taylor": self._taylor, "exact": self._exact, "integrated": self._integrated}[need.estimator]
+        influence, rewards, by_step = estimate(null, need)
         on_tokens = torch.stack([self._on_tokens(values) for values in influence.unbind(-1)], -1)
         steps = self._rollouts.step_index if by_step else None
         segment = torch.where(self._rollouts.completion_mask, 0 if steps is None else steps, -1).to(rewards.device)
@@ -78,37 +80,40 @@ class _Batch:
             covered=self._on_tokens(torch.ones_like(influence[..., 0])) > 0,
         )
 
-    def _along_gradient(self, null: Tensor, need: RewardNeed) -> Tensor:
-        """(R, n, G): the gradient of each target times e - e_null, at E itself or averaged over the path."""
-        away = self._embeddings - null
-        points = need.path_points if need.estimator == "integrated" else 1
-        total = torch.zeros((), dtype=torch.float64, device=away.device)
-        for j in range(points):
-            back = 1 - (j + 0.5) / points if need.estimator == "integrated" else 0.0
-            at = (self._embeddings - back * self._replaceable[..., None] * away).requires_grad_()
-            with torch.enable_grad():
-                targets = self._targets(at, need).sum(0).unbind()
-                gradients = [torch.autograd.grad(target, at, retain_graph=True)[0] for target in targets]
-            total = total + torch.stack([(g.double() * away).sum(-1) for g in gradients], -1) / points
-        return total
+    def _taylor(self, null: Tensor, need: RewardNeed) -> _Found:
+        return self._slopes(self._embeddings, null, need)
 
-    def _exact(self, null: Tensor, need: RewardNeed) -> Tensor:
-        """(1, n, G): what each target loses when a position is replaced."""
+    def _integrated(self, null: Tensor, need: RewardNeed) -> _Found:
+        """The slopes averaged over midpoints of the path from null tokens to E."""
+        away = self._replaceable[..., None] * (self._embeddings - null)
+        back = [1 - (j + 0.5) / need.path_points for j in range(need.path_points)]
+        slopes = torch.stack([self._slopes(self._embeddings - b * away, null, need)[0] for b in back])
         with torch.no_grad():
-            whole = self._targets(self._embeddings, need)
+            return slopes.mean(0), *self._rewards(self._embeddings)
+
+    def _slopes(self, at: Tensor, null: Tensor, need: RewardNeed) -> _Found:
+        """The gradient of each target at some embeddings, times e - e_null; and the rewards there."""
+        at = at.detach().requires_grad_()
+        with torch.enable_grad():
+            rewards, by_step = self._rewards(at)
+            targets = _targets(rewards, need).sum(0).unbind()
+            gradients = [torch.autograd.grad(target, at, retain_graph=True)[0] for target in targets]
+        away = self._embeddings - null
+        return torch.stack([(g.double() * away).sum(-1) for g in gradients], -1), rewards.detach(), by_step
+
+    def _exact(self, null: Tensor, need: RewardNeed) -> _Found:
+        """What each target of the one row loses when a position is replaced."""
+        with torch.no_grad():
+            rewards, by_step = self._rewards(self._embeddings)
+            whole = _targets(rewards, need)
             lost = whole.new_zeros(self._mask.shape[1], whole.shape[1])
             replaceable = self._replaceable[0].nonzero().flatten()
             for start in range(0, len(replaceable), _MAX_REPLACED):
                 positions = replaceable[start : start + _MAX_REPLACED]
                 copies = self._embeddings.repeat(len(positions), 1, 1)
                 copies[torch.arange(len(positions)), positions] = null
-                lost[positions] = whole - self._targets(copies, need)
-        return lost[None].double()
-
-    def _targets(self, embeddings: Tensor, need: RewardNeed) -> Tensor:
-        """(R, G): what is attributed: the sum of the rewards (G = 1), or the reward of each segment (G = K)."""
-        rewards = self._rewards(embeddings)[0]
-        return rewards if need.backward == "per_step" else rewards.sum(1, keepdim=True)
+                lost[positions] = whole - _targets(self._rewards(copies)[0], need)
+        return lost[None], rewards, by_step
 
     def _rewards(self, embeddings: Tensor) -> tuple[Tensor, bool]:
         """(R, K) in float64, 0 where a completion has no such segment, and whether the segments are steps."""
@@ -125,6 +130,11 @@ class _Batch:
         grid = torch.zeros(self._rollouts.completion_ids.numel(), dtype=torch.float64, device=values.device)
         shared = values.reshape(-1)[self._position] * self._share
         return grid.index_add_(0, self._token, shared).view(self._rollouts.completion_ids.shape)
+
+
+def _targets(rewards: Tensor, need: RewardNeed) -> Tensor:
+    """(R, K) -> (R, G): what is attributed: the sum of the rewards (G = 1), or each of them (G = K)."""
+    return rewards if need.backward == "per_step" else rewards.sum(1, keepdim=True)
 
 
 def _embed(embed: nn.Module, rows: list[list[int]]) -> tuple[Tensor, Tensor]:

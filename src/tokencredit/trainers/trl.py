@@ -133,6 +133,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self._splitter,
             end_of_reasoning=self.args.credit_end_of_reasoning,
         )
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         # Outside autocast: a small residual would drown in the rounding of bfloat16.
         return assign(
             self.accelerator.unwrap_model(self.model),
@@ -141,7 +142,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             advantages=batch["advantages"],
             reward_model=self._reward_model,
             step=self.state.global_step,
-            reference_model=self.ref_model,
+            reference_model=reference,
             batch_size=self.args.per_device_train_batch_size,
         )
 
