@@ -1,3 +1,5 @@
+import statistics
+
 import pytest
 import torch
 from conftest import make_rollouts, tiny_policy
@@ -59,3 +61,126 @@ def test_bad_input():
         tc.rank_heads(policy, ROLLOUTS, ESSENTIAL[:, :2])
     with pytest.raises(ValueError, match="both an essential and a redundant"):
         tc.rank_heads(policy, ROLLOUTS, torch.ones_like(ESSENTIAL))
+
+
+def test_ties_count_half():
+    """Where all attention is equal, every head is as good as a coin."""
+    policy = tiny_policy()
+    for p in policy.parameters():
+        p.data.zero_()
+    r = make_rollouts((8,), (2,), (6,))  # uniform attention of the answer's rows, so equal step scores
+    ranks = tc.rank_heads(policy, r, torch.tensor([[True, False]]))
+    assert {rank.sra for rank in ranks} == {0.5}
+    assert [(rank.layer, rank.head) for rank in ranks] == sorted((rank.layer, rank.head) for rank in ranks)
+
+
+def test_stability_is_pearsons_correlation():
+    policy, other = tiny_policy(), tiny_policy()
+    torch.manual_seed(1)
+    for p in other.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    found = tc.head_stability(policy, other, ROLLOUTS)
+    assert [(s.layer, s.head) for s in found] == [(layer, head) for layer in range(4) for head in range(4)]
+    needs = tc.Needs(answer_attention=frozenset(range(4)))
+    a, b = (tc.collect(p, ROLLOUTS, needs).answer_attention for p in (policy, other))
+    for s in found:
+        scores = []
+        for attention in (a, b):
+            of = []
+            for i in range(3):
+                steps = ROLLOUTS.step_index[i]
+                of += [
+                    attention[s.layer][i, s.head][steps == k].mean().item() for k in sorted(set(steps.tolist()) - {-1})
+                ]
+            scores.append(of)
+        assert s.correlation == pytest.approx(statistics.correlation(*scores), abs=1e-4)
+    assert {round(s.correlation, 6) for s in tc.head_stability(policy, policy, ROLLOUTS)} == {1.0}
+    with pytest.raises(ValueError, match="differ in layers or heads"):
+        tc.head_stability(policy, tiny_policy(num_hidden_layers=2), ROLLOUTS)
+    with pytest.raises(ValueError, match="two steps"):
+        tc.head_stability(policy, other, make_rollouts((3,), (2,), (-1,)))
+
+
+def test_groups_are_those_of_the_mean_look_back():
+    policy = tiny_policy()
+    local, remote = tc.group_heads(policy, ROLLOUTS, (1, 3), head_fraction=0.25)
+    need = tc.signals.DistanceNeed((1, 3))
+    look_back = tc.collect(policy, ROLLOUTS, tc.Needs(distances=frozenset({need}))).distances[need].look_back.mean(0)
+    order = look_back.argsort().tolist()
+    assert local == tuple(((1, 3)[h // 4], h % 4) for h in order[:2])
+    assert remote == tuple(((1, 3)[h // 4], h % 4) for h in order[:-3:-1])
+    m = tc.method("rhythm", local_heads=local, global_heads=remote)
+    assert torch.isfinite(tc.assign(policy, ROLLOUTS, m).advantages).all()
+
+
+def write(path, policy, heads=((2, 1), (0, 3))):
+    ranks = tuple(tc.HeadRank(layer, head, 0.9, 10) for layer, head in heads)
+    tc.HeadFile(tc.signals.model_signature(policy), ranks, completions=5, labels="by hand").write(path)
+    return path
+
+
+def test_a_head_file_serves_attnpo(tmp_path):
+    policy = tiny_policy()
+    path = write(tmp_path / "heads.json", policy)
+    assert tc.HeadFile.read(path).heads[0] == tc.HeadRank(2, 1, 0.9, 10)
+    m = tc.method("attnpo", heads=str(path))
+    assert m.heads == ((2, 1), (0, 3))
+    credit = tc.assign(policy, ROLLOUTS, m)
+    by_hand = tc.assign(policy, ROLLOUTS, tc.method("attnpo", heads=((2, 1), (0, 3))))
+    assert torch.equal(credit.weights, by_hand.weights)
+    assert tc.method("attnpo", **vars(m)) == m
+
+
+def test_a_head_file_of_another_model_is_refused(tmp_path):
+    m = tc.method("attnpo", heads=write(tmp_path / "heads.json", tiny_policy()))
+    with pytest.raises(ValueError, match=r"4 layers, 4 heads.*but the policy is qwen3 of 3 layers"):
+        tc.assign(tiny_policy(num_hidden_layers=3), ROLLOUTS, m)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"model": "x", "heads": [], "completions": 1, "labels": ""}',
+        '{"model": "x", "heads": [{"layer": "1", "head": 0, "sra": 1, "pairs": 2}], "completions": 1, "labels": ""}',
+        '{"model": "x", "heads": [{"layer": 1}], "completions": 1, "labels": ""}',
+        '{"model": "x", "heads": [], "completions": 1, "labels": "", "more": 1}',
+    ],
+)
+def test_files_that_are_no_head_file(tmp_path, content):
+    path = tmp_path / "heads.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is not a head file"):
+        tc.HeadFile.read(path)
+    with pytest.raises(ValueError, match="no head file"):
+        tc.method("attnpo", heads=str(tmp_path / "absent.json"))
+
+
+def test_ablation_is_the_log_prob_that_the_answer_loses():
+    policy = tiny_policy()
+    for batch_size in (1, 64):
+        drop, exists = tc.ablate_steps(policy, ROLLOUTS, batch_size=batch_size)
+        assert not exists[3].any()
+        for i in range(3):
+            prompt = ROLLOUTS.prompt_ids[i][ROLLOUTS.prompt_mask[i]].tolist()
+            completion = ROLLOUTS.completion_ids[i][ROLLOUTS.completion_mask[i]].tolist()
+            start, steps = int(ROLLOUTS.answer_start[i]), ROLLOUTS.step_index[i].tolist()
+            answer = completion[start:]
+
+            def log_prob(reasoning, prompt=prompt, answer=answer):
+                ids = torch.tensor([prompt + reasoning + answer])
+                with torch.no_grad():
+                    log_p = policy(ids).logits[0].log_softmax(-1)
+                first = len(prompt + reasoning)
+                return sum(log_p[first + j - 1, token].item() for j, token in enumerate(answer))
+
+            whole = log_prob(completion[:start])
+            for k in sorted(set(steps) - {-1}):
+                without = log_prob([token for token, step in zip(completion[:start], steps, strict=False) if step != k])
+                assert exists[i, k]
+                assert drop[i, k].item() == pytest.approx(whole - without, abs=2e-4)
+        assert int(exists.sum()) == sum(len(set(row.tolist()) - {-1}) for row in ROLLOUTS.step_index[:3])
+    with pytest.raises(ValueError, match="mark_spans"):
+        tc.ablate_steps(policy, make_rollouts(step_index=None))

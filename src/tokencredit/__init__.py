@@ -3,9 +3,11 @@
 from importlib.metadata import version
 
 from tokencredit import outcome
+from tokencredit.ablation import ablate_steps
 from tokencredit.assignment import assign
 from tokencredit.credit import Credit
-from tokencredit.heads import HeadRank, rank_heads
+from tokencredit.head_files import HeadFile, HeadRank
+from tokencredit.heads import group_heads, head_stability, rank_heads
 from tokencredit.methods import Method, method, methods
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, RewardModel, Signals, collect
@@ -13,14 +15,18 @@ from tokencredit.steps import mark_spans
 
 __all__ = [
     "Credit",
+    "HeadFile",
     "HeadRank",
     "Method",
     "Needs",
     "RewardModel",
     "Rollouts",
     "Signals",
+    "ablate_steps",
     "assign",
     "collect",
+    "group_heads",
+    "head_stability",
     "mark_spans",
     "method",
     "methods",

@@ -1,4 +1,4 @@
-"""Key-focus heads: which attention heads read the essential steps while the answer is written (AttnPO)."""
+"""What attention heads do: which read the essential steps (AttnPO), which look near and far (rhythm)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokencredit.head_files import HeadRank
 from tokencredit.methods.base import step_means
+from tokencredit.methods.rhythm import nearest_and_furthest
+from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import Needs, causal_lm, collect
+from tokencredit.signals import DistanceNeed, Needs, causal_lm, collect
+
+Heads = tuple[tuple[int, int], ...]
+"""(layer, head) pairs."""
 
 
-class HeadRank(NamedTuple):
-    """`sra`: the step ranking accuracy of a head, over `pairs` of an essential and a redundant step."""
+class HeadStability(NamedTuple):
+    """`correlation`: Pearson's, of a head's step scores under two checkpoints; 0 where one of them does not vary."""
 
     layer: int
     head: int
-    sra: float
-    pairs: int
+    correlation: float
 
 
 def rank_heads(
@@ -44,27 +49,103 @@ def rank_heads(
     """
     if rollouts.step_index is None:
         raise ValueError("rank_heads needs step_index: call tc.mark_spans(rollouts, tokenizer) first")
-    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
     steps = int(rollouts.step_index.max()) + 1
     mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool()
     if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
         raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
     if mask.shape != essential.shape:
         raise ValueError(f"mask must have the shape of essential; got {tuple(mask.shape)}")
-    needs = Needs(answer_attention=frozenset(range(layers)))
-    attention = collect(policy, rollouts, needs, batch_size=batch_size).answer_attention
-    counted = rollouts.has_answer[:, None]
+    scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
+    known = exists & mask[:, : exists.shape[1]]
+    is_essential = essential[:, : exists.shape[1]].bool()
+    pairs = (known & is_essential)[:, :, None] & (known & ~is_essential)[:, None, :]
+    count = int(pairs.sum())
+    if count == 0:
+        raise ValueError("no completion with an answer has both an essential and a redundant step to compare")
     ranks = []
-    for layer in range(layers):
-        for head in range(attention[layer].shape[1]):
-            score, exists = step_means(attention[layer][:, head].double(), rollouts.step_index)
-            known = exists & mask[:, : score.shape[1]] & counted
-            is_essential = essential[:, : score.shape[1]].bool()
-            pairs = (known & is_essential)[:, :, None] & (known & ~is_essential)[:, None, :]
+    for layer, of_layer in enumerate(scores):
+        for head, score in enumerate(of_layer.unbind(1)):
             apart = score[:, :, None] - score[:, None, :]
             right = (apart > 0).double() + 0.5 * (apart == 0)
-            count = int(pairs.sum())
-            if count == 0:
-                raise ValueError("no completion with an answer has both an essential and a redundant step to compare")
             ranks.append(HeadRank(layer, head, float(right[pairs].mean()), count))
     return sorted(ranks, key=lambda r: (-r.sra, r.layer, r.head))
+
+
+def head_stability(
+    policy: nn.Module, other: nn.Module, rollouts: Rollouts, *, batch_size: int | None = None
+) -> list[HeadStability]:
+    """Do heads keep their role? Each head's step scores under two checkpoints of one model, on the same completions.
+
+    Args:
+        rollouts: with `answer_start` and `step_index`.
+
+    Returns:
+        In the order of layers and heads; over all steps of the completions that have an answer.
+
+    Raises:
+        ValueError: the models have other layers or heads, steps are not marked, or fewer than two are there.
+    """
+    first, exists = step_scores(policy, rollouts, batch_size=batch_size)
+    second, _ = step_scores(other, rollouts, batch_size=batch_size)
+    if [s.shape for s in first] != [s.shape for s in second]:
+        raise ValueError("the two models differ in layers or heads: stability is between checkpoints of one model")
+    if int(exists.sum()) < 2:
+        raise ValueError("stability needs two steps at least, in completions with an answer")
+    found = []
+    for layer, (a, b) in enumerate(zip(first, second, strict=True)):
+        for head in range(a.shape[1]):
+            x, y = (v[:, head][exists] - v[:, head][exists].mean() for v in (a, b))
+            correlation = divided((x * y).sum(), by=(x.norm() * y.norm()), otherwise=0.0)
+            found.append(HeadStability(layer, head, float(correlation)))
+    return found
+
+
+def step_scores(policy: nn.Module, rollouts: Rollouts, *, batch_size: int | None = None) -> tuple[list[Tensor], Tensor]:
+    """The attention that the answer pays to each step.
+
+    Returns:
+        One (B, H, K) a layer: mean over the answer's rows of the attention of a head, mean over the step's tokens; and
+        (B, K) bool, the steps that have tokens, in completions that have an answer.
+
+    Raises:
+        ValueError: answers or steps are not marked.
+    """
+    if rollouts.step_index is None:
+        raise ValueError("heads are scored on steps: call tc.mark_spans(rollouts, tokenizer) first")
+    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
+    read = collect(policy, rollouts, Needs(answer_attention=frozenset(range(layers))), batch_size=batch_size)
+    inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
+    scores, exists = [], torch.zeros(0)
+    for layer in range(layers):
+        parts = [step_means(head, inside) for head in widened(read.answer_attention[layer]).unbind(1)]
+        scores.append(torch.stack([means for means, _ in parts], 1))
+        exists = parts[0][1]
+    return scores, exists
+
+
+def group_heads(
+    policy: nn.Module,
+    rollouts: Rollouts,
+    layers: str | tuple[int, ...] = "middle",
+    head_fraction: float = 0.3,
+    *,
+    batch_size: int | None = None,
+) -> tuple[Heads, Heads]:
+    """Local and global heads for `rhythm`, fixed once: by their mean look-back distance over some completions.
+
+    Returns:
+        `local_heads` and `global_heads`, as the method takes them.
+    """
+    need = DistanceNeed(layers)
+    sampled = need.sample(causal_lm(policy).get_decoder().config.num_hidden_layers)
+    read = collect(policy, rollouts, Needs(distances=frozenset({need})), batch_size=batch_size).distances[need]
+    spoken = rollouts.lengths > 0
+    if not spoken.any():
+        raise ValueError("no completion has a token to group heads by")
+    look_back = widened(read.look_back)[spoken].mean(0, keepdim=True)
+    count = look_back.shape[1] // len(sampled)
+    nearest, furthest = nearest_and_furthest(look_back, head_fraction)
+    local, remote = (
+        tuple((sampled[i // count], i % count) for i in group[0].tolist()) for group in (nearest, furthest)
+    )
+    return local, remote

@@ -67,6 +67,18 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_p2t_trains_its_reward_model_first(tmp_path):
+    result = run("--methods", "p2t", "--reward-model-steps", "2", "--evaluate-on", "30", "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert "process reward model: AUROC" in result.output
+    row = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]["p2t"]
+    assert row["reward_model"]["wrong"] > 0
+    assert 0 <= row["reward_model"]["auroc"] <= 1
+    traces = rows(tmp_path / "run" / "traces.jsonl")
+    assert all(row["weights"] is None for row in traces)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_the_comparison_is_fair(monkeypatch):
     """Every method starts from the same weights and problems, none of them held out, and its own policy is judged."""
     import tokencredit.testbed.quickstart as quickstart
@@ -77,10 +89,10 @@ def test_the_comparison_is_fair(monkeypatch):
     def fingerprint(policy):
         return float(sum(p.detach().double().abs().sum() for p in policy.parameters()))
 
-    def watched_train(checkpoint, tokenizer, task, m, training, held_out, budget, *args):
+    def watched_train(checkpoint, tokenizer, task, m, training, held_out, budget, *args, **kwargs):
         assert not {p.prompt for p in training} & {p.prompt for p in held_out}
         started.append((fingerprint(checkpoint), [p.prompt for p in training], budget, task))
-        trained = train(checkpoint, tokenizer, task, m, training, held_out, budget, *args)
+        trained = train(checkpoint, tokenizer, task, m, training, held_out, budget, *args, **kwargs)
         ended.append((m.name, trained.method, fingerprint(trained.policy)))
         return trained
 

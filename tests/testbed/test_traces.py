@@ -63,15 +63,19 @@ def test_key_focus_heads_come_from_correct_completions(problems, monkeypatch):
     prompts = tokenizer([p.prompt for p in asked], padding=True, return_tensors="pt")
     rollouts = tc.Rollouts(prompts.input_ids, prompts.attention_mask, ids.input_ids, ids.attention_mask)
     monkeypatch.setattr(testbed_heads, "sample", lambda *args, **kwargs: rollouts)
-    ranks = testbed_heads.key_focus_heads(policy, tokenizer, gather, asked)
-    assert len(ranks) == 4
+    labelled = testbed_heads.labelled_completions(policy, tokenizer, gather, asked)
     labels = [gather.label(p, text) for p, text in zip(asked, written, strict=True)]
-    pairs = sum(
-        sum(s.essential for s in found.steps) * sum(not s.essential for s in found.steps)
-        for found in labels
-        if found.correct
-    )
-    assert {r.pairs for r in ranks} == {pairs}
+    assert (labelled.rollouts.answer_start >= 0).tolist() == [found.correct for found in labels]
+    repeated = 0
+    for i, found in enumerate(labels):
+        steps = [written[i][s.start : s.end].replace("wait", "") for s in found.steps]
+        once = [steps.count(step) == 1 for step in steps]
+        repeated += once.count(False)
+        assert labelled.mask[i, : len(steps)].tolist() == once
+        assert labelled.essential[i, : len(steps)].tolist() == [s.essential for s in found.steps]
+        assert not labelled.mask[i, len(steps) :].any()
+    assert repeated
+    assert len(tc.rank_heads(policy, *labelled)) == 4
 
 
 def test_training_moves_a_copy_by_the_method_asked_for(problems, tmp_path):

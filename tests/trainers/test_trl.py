@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import Qwen3Config, Qwen3ForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
 import tokencredit as tc
@@ -198,3 +199,17 @@ def test_a_plain_config_is_refused(tmp_path):
 def test_parameters_may_be_json(tmp_path):
     args = CreditGRPOConfig(**arguments(tmp_path), credit_method="atpo", credit_params='{"floor": 0.25}')
     assert args.build_credit_method() == tc.method("atpo", floor=0.25)
+
+
+def test_p2t_trains_with_a_reward_model(tmp_path):
+    config = PolicySize(width=32, layers=1, heads=2, kv_heads=1, feed_forward=48)
+    policy = build_policy(config)
+    scorer = Qwen3ForSequenceClassification(Qwen3Config(**{**policy.config.to_dict(), "num_labels": 1}))
+    args = CreditGRPOConfig(**arguments(tmp_path, credit_method="p2t", max_steps=1))
+    with pytest.raises(ValueError, match="pass reward_model="):
+        trained(CreditGRPOTrainer, args)
+    trainer = trained(CreditGRPOTrainer, args, reward_model=scorer)
+    logged = trainer.state.log_history[0]
+    assert 0 < logged["credit/softmax_effective_ratio"] <= 1
+    assert logged["credit/unmapped"] == 0
+    assert all(p.grad is None for p in scorer.parameters())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
 from tokencredit.cli.report import report
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(quickstart)
+app.command()(heads)
 app.command()(report)
 
 

@@ -4,12 +4,14 @@ essential steps of bad ones are blamed less."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
+from tokencredit.head_files import HeadFile
 from tokencredit.methods.base import check_choice, check_heads, check_number, head_index, step_means
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
@@ -29,25 +31,31 @@ class AttnPO:
     A_i < 0 and S_k > S_base: w = 0; else, and on answer tokens, w = 1.
 
     Args:
-        heads: the key-focus heads, (layer, head) each; `tc.rank_heads` finds them.
+        heads: the key-focus heads, (layer, head) each; `tc.rank_heads` finds them. Or the path of a head file.
         delay: in training steps; counts as 0 when the step is not known.
         incorrect: also protect the essential steps of incorrect completions.
         baseline_length: |o| is the completion's ("response"), or the prompt counts too ("sequence", as in the
             released code).
+        model: the model that the heads are of, which the policy must be; a head file says so itself.
 
     Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens.
     """
 
-    heads: tuple[tuple[int, int], ...]
+    heads: tuple[tuple[int, int], ...] | str
     beta: float = 2.0
     lam: float = 2.0
     delta: float = 0.0
     delay: float = 1000
     incorrect: bool = False
     baseline_length: str = "response"
+    model: str | None = None
     name: ClassVar[str] = "attnpo"
 
     def __post_init__(self) -> None:
+        if isinstance(self.heads, str | PathLike):
+            file = HeadFile.read(self.heads)
+            object.__setattr__(self, "heads", file.pairs)
+            object.__setattr__(self, "model", file.model)
         object.__setattr__(self, "heads", check_heads("heads", self.heads, "tc.rank_heads"))
         check_number("beta", self.beta, 0)
         check_number("lam", self.lam, 0)
@@ -57,7 +65,13 @@ class AttnPO:
 
     @property
     def needs(self) -> Needs:
-        return Needs(answer_attention=frozenset(layer for layer, _ in self.heads))
+        models = frozenset() if self.model is None else frozenset({self.model})
+        return Needs(answer_attention=frozenset(layer for layer, _ in self._pairs), models=models)
+
+    @property
+    def _pairs(self) -> tuple[tuple[int, int], ...]:
+        assert not isinstance(self.heads, str)
+        return self.heads
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
@@ -95,7 +109,7 @@ class AttnPO:
     def _key_focus(self, signals: Signals) -> Tensor:
         """(B, T): mean over the heads of the attention of the answer rows."""
         read = signals.answer_attention
-        chosen = [read[layer][:, head_index(layer, head, read[layer].shape[1])] for layer, head in self.heads]
+        chosen = [read[layer][:, head_index(layer, head, read[layer].shape[1])] for layer, head in self._pairs]
         return widened(torch.stack(chosen)).mean(0)
 
 

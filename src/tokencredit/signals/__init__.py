@@ -1,6 +1,7 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
-from tokencredit.signals.collect import causal_lm, check_adapter, collect, reward_model_for
+from tokencredit.signals.collect import collect, reward_model_for
+from tokencredit.signals.policy import causal_lm, check_adapter, model_signature
 from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
 
@@ -13,5 +14,6 @@ __all__ = [
     "causal_lm",
     "check_adapter",
     "collect",
+    "model_signature",
     "reward_model_for",
 ]

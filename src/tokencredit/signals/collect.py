@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.logits import check_head, logprob_and_entropy
+from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, check_models, reading
 from tokencredit.signals.reward_attribution import attribute_reward
 from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import Needs, Signals
@@ -49,6 +49,7 @@ def collect(
     if needs.answer_attention:
         rollouts.has_answer  # noqa: B018 - raises where the spans are not marked
     check_adapter(policy, needs, reference_model)
+    check_models(policy, needs)
     scorer = reward_model_for(needs, reward_model)
     size = max(1, len(rollouts)) if batch_size is None else batch_size
     if size < 1:
@@ -57,7 +58,7 @@ def collect(
     with ExitStack() as stack:
         for model in (policy, reference_model, scorer and scorer.model):
             if isinstance(model, nn.Module):
-                stack.enter_context(_reading(model))
+                stack.enter_context(reading(model))
         parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer) for i in starts]
     return Signals.concatenate(parts)
 
@@ -96,7 +97,7 @@ def _read_policy(
         found["reference_logprob"], _ = logprob_and_entropy(reference, states, rollouts)
     by_adapter = needs.reference_logprob and reference_model is None
     if by_adapter or needs.adapter_residual:
-        with _adapter_off(policy):
+        with adapter_off(policy):
             base = _hidden_states(model, rollouts, check_logits=by_adapter)
             if by_adapter:
                 found["reference_logprob"], _ = logprob_and_entropy(model, base, rollouts)
@@ -148,70 +149,3 @@ def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Ten
         hook.remove()
     check_head(model, states[0][:, -1:], logits)
     return states[0]
-
-
-def causal_lm(policy: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself. Its LoRA layers stay active."""
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
-    if not hasattr(model, "get_decoder"):
-        raise ValueError(
-            f"cannot read signals from {type(policy).__name__}: pass a transformers causal LM, or a PEFT model around "
-            "one, without a distributed wrapper (accelerator.unwrap_model(model) removes it)"
-        )
-    return model
-
-
-def check_adapter(policy: nn.Module, needs: Needs, reference_model: nn.Module | None = None) -> None:
-    """Raise a ValueError where `needs` compares with an adapter that is off, and the policy has none."""
-    if hasattr(policy, "disable_adapter"):
-        _check_adapter_state(policy, needs)
-        return
-    if needs.adapter_residual:
-        raise ValueError(
-            f"this method reads what a LoRA adapter changes, but {type(policy).__name__} has none: train with a PEFT "
-            "adapter (peft_config=LoraConfig(...)), or choose another method"
-        )
-    if needs.reference_logprob and reference_model is None:
-        raise ValueError(
-            f"this method compares the policy with a reference, and {type(policy).__name__} has no adapter to switch "
-            "off: pass reference_model=, or train with a PEFT adapter (peft_config=LoraConfig(...))"
-        )
-
-
-def _check_adapter_state(policy: Any, needs: Needs) -> None:
-    # A policy with an adapter is peft's own, so peft is there; it is an extra of this package.
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if any(config.is_prompt_learning for config in policy.peft_config.values()):
-        raise ValueError("a prompt-learning adapter cannot be read: its virtual tokens are not in the rollouts")
-    if not needs.adapter:
-        return
-    for module in policy.modules():
-        if isinstance(module, BaseTunerLayer) and (module.disable_adapters or module.merged):
-            state = "switched off" if module.disable_adapters else "merged into the weights"
-            raise ValueError(f"this method compares the adapter on and off, but the adapter is {state}")
-
-
-@contextmanager
-def _adapter_off(policy: Any) -> Iterator[None]:
-    """PEFT makes an adapter trainable again when it switches it back on; a frozen one stays frozen here."""
-    trainable = [(p, p.requires_grad) for p in policy.parameters()]
-    try:
-        with policy.disable_adapter():
-            yield
-    finally:
-        for p, requires_grad in trainable:
-            p.requires_grad_(requires_grad)
-
-
-@contextmanager
-def _reading(policy: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's training flag is restored."""
-    in_training = [module for module in policy.modules() if module.training]
-    policy.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in in_training:
-            module.training = True

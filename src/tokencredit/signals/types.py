@@ -91,6 +91,7 @@ class Needs:
         adapter_residual: the change that the LoRA adapter makes to the final hidden state (a second forward pass,
             adapter off; it serves `reference_logprob` too).
         reward: what the tokens are worth to a reward model (its forward and backward pass, none of the policy).
+        models: signatures of the models that the layers and heads are of (`model_signature`); the policy must be one.
     """
 
     answer_attention: frozenset[int] = frozenset()
@@ -99,6 +100,7 @@ class Needs:
     reference_logprob: bool = False
     adapter_residual: bool = False
     reward: frozenset[RewardNeed] = frozenset()
+    models: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})

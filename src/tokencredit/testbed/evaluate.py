@@ -50,32 +50,53 @@ def sample(
     batch_size: int = 300,
 ) -> Rollouts:
     """One completion a prompt; greedy at temperature 0. Leaves torch's random state as it was."""
+    chunks = [list(prompts[start : start + batch_size]) for start in range(0, len(prompts), batch_size)]
+    encoded = [tokenizer(chunk, return_tensors="pt", padding=True) for chunk in chunks]
+    return complete(
+        policy,
+        tokenizer,
+        [(batch.input_ids, batch.attention_mask) for batch in encoded],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+def complete(
+    policy: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[tuple[Tensor, Tensor]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Rollouts:
+    """`sample` for prompts that are tokens already: batches of ids and mask, (B, P) each, left-padded."""
     parts = []
     was_training = policy.training
     policy.eval()
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for start in range(0, len(prompts), batch_size):
-                batch = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
-                sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+            for prompt_ids, prompt_mask in prompts:
                 ids = policy.generate(  # type: ignore[operator]
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
+                    input_ids=prompt_ids,
+                    attention_mask=prompt_mask.long(),
                     max_new_tokens=max_new_tokens,
                     do_sample=temperature > 0,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                     **sampling,
                 )
-                completion = ids[:, batch.input_ids.shape[1] :]
+                completion = ids[:, prompt_ids.shape[1] :]
                 mask = _until_eos(completion, tokenizer.eos_token_id)
-                parts.append((batch.input_ids, batch.attention_mask, completion, mask))
+                parts.append((prompt_ids, prompt_mask.bool(), completion, mask))
     finally:
         policy.train(was_training)
     return Rollouts(
         prompt_ids=_stack([p[0] for p in parts], left=True, fill=tokenizer.pad_token_id),
-        prompt_mask=_stack([p[1].bool() for p in parts], left=True),
+        prompt_mask=_stack([p[1] for p in parts], left=True),
         completion_ids=_stack([p[2] for p in parts], fill=tokenizer.pad_token_id),
         completion_mask=_stack([p[3] for p in parts]),
     )

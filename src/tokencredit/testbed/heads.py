@@ -1,42 +1,59 @@
-"""Key-focus heads of a testbed policy, found on completions whose essential steps are known."""
+"""Completions of a testbed policy whose steps are labelled, to find its key-focus heads on."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tokencredit.heads import HeadRank, rank_heads
+from tokencredit.labelled import Labelled
 from tokencredit.steps import TokenPieces
 from tokencredit.testbed.evaluate import sample
 from tokencredit.testbed.tasks import Problem, Task, label_tokens
 
 
-def key_focus_heads(
-    policy: nn.Module, tokenizer: Any, task: Task, problems: Sequence[Problem], *, seed: int = 0
-) -> list[HeadRank]:
-    """All heads, best first, by step ranking accuracy on one sampled completion a problem; correct ones count.
+def labelled_completions(
+    policy: nn.Module,
+    tokenizer: Any,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Labelled:
+    """One completion a problem, labelled exactly; only correct ones keep their answer, and so count for heads.
 
-    Raises:
-        ValueError: no correct completion has both an essential and a redundant step.
+    A step that is said twice has no label: its first saying is called essential, but either would do, and an answer may
+    well read the second.
     """
     prompts = [p.prompt for p in problems]
-    rollouts = sample(policy, tokenizer, prompts, max_new_tokens=task.max_new_tokens, seed=seed)
+    limit = task.max_new_tokens
+    rollouts = sample(policy, tokenizer, prompts, max_new_tokens=limit, temperature=temperature, seed=seed)
     pieces_of = TokenPieces(tokenizer)
     step_index = torch.full(rollouts.completion_ids.shape, -1)
     answer_start = torch.full((len(rollouts),), -1)
     essential: list[list[bool]] = []
+    counted: list[list[bool]] = []
     for i, (problem, length) in enumerate(zip(problems, rollouts.lengths.tolist(), strict=True)):
         pieces = pieces_of(rollouts.completion_ids[i, :length].tolist())
-        labels = label_tokens(task.label(problem, "".join(pieces)), pieces)
+        text = "".join(pieces)
+        found = task.label(problem, text)
+        said = [re.sub(r"^(?:wait)*|;$", "", text[step.start : step.end]) for step in found.steps]
+        counted.append([said.count(body) == 1 for body in said])
+        labels = label_tokens(found, pieces)
         essential.append(labels.essential)
         if labels.correct:
             answer_start[i] = labels.answer_start
             step_index[i, :length] = torch.tensor(labels.step_index)
-    most = max(map(len, essential), default=0)
-    padded = torch.tensor([row + [False] * (most - len(row)) for row in essential])
     marked = replace(rollouts, answer_start=answer_start, step_index=step_index)
-    return rank_heads(policy, marked, padded)
+    return Labelled(marked, _padded(essential), _padded(counted))
+
+
+def _padded(rows: list[list[bool]]) -> Tensor:
+    """(B, K), False behind the end of a row."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([row + [False] * (width - len(row)) for row in rows])

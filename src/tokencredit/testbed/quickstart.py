@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
+from tokencredit.heads import rank_heads
 from tokencredit.methods import Method, method, methods, required_parameters
 from tokencredit.testbed.evaluate import evaluate
-from tokencredit.testbed.heads import key_focus_heads
+from tokencredit.testbed.heads import labelled_completions
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems, load_problems
 from tokencredit.testbed.reward_model import RewardTraining, process_reward_model, step_quality
@@ -177,7 +178,8 @@ def _build_method(
     """A method with its defaults; key-focus heads, where it needs them, are found on training problems."""
     if "heads" not in required_parameters(name):
         return method(name)
-    ranks = key_focus_heads(checkpoint, build_tokenizer(), chosen, problems.training[:300])[:KEY_FOCUS_HEADS]
+    labelled = labelled_completions(checkpoint, build_tokenizer(), chosen, problems.training[:300])
+    ranks = rank_heads(checkpoint, *labelled)[:KEY_FOCUS_HEADS]
     found = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
     progress.message(f"{name}: key-focus heads by step ranking accuracy: {found}")
     return method(name, heads=tuple((r.layer, r.head) for r in ranks))

@@ -1,0 +1,66 @@
+"""Which steps does the answer rest on? Take one out, and see how much less likely the answer becomes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tokencredit.precision import widened
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals import Needs, collect
+
+
+def ablate_steps(policy: nn.Module, rollouts: Rollouts, *, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """How much the log-prob of the answer falls when a step is removed; a label of essential steps where none is known.
+
+    Args:
+        rollouts: with `answer_start` and `step_index`.
+
+    Returns:
+        (B, K) float32, log-prob of the answer tokens with the step less that without it, in nats: positive where the
+        answer needs it; and (B, K) bool, the steps that have tokens, in completions that have an answer. Label steps
+        essential with a threshold: `drop > 1.0`.
+
+    Raises:
+        ValueError: answers or steps are not marked.
+    """
+    if rollouts.step_index is None:
+        raise ValueError("steps to remove are not known: call tc.mark_spans(rollouts, tokenizer) first")
+    inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
+    drop = torch.zeros(len(rollouts), max(1, int(inside.max()) + 1), device=inside.device)
+    exists = torch.zeros_like(drop, dtype=torch.bool)
+    cases = [(i, k) for i, row in enumerate(inside.tolist()) for k in sorted(set(row) - {-1})]
+    whole = [(i, -1) for i in sorted({i for i, _ in cases})]
+    logprob = _answer_logprobs(policy, rollouts, inside, whole + cases, batch_size)
+    for i, k in cases:
+        drop[i, k] = logprob[i, -1] - logprob[i, k]
+        exists[i, k] = True
+    return drop, exists
+
+
+def _answer_logprobs(
+    policy: nn.Module, rollouts: Rollouts, inside: Tensor, cases: list[tuple[int, int]], batch_size: int
+) -> dict[tuple[int, int], float]:
+    """Log-prob of the answer of completion i without its step k, for each case (i, k)."""
+    found: dict[tuple[int, int], float] = {}
+    for start in range(0, len(cases), batch_size):
+        chunk = cases[start : start + batch_size]
+        rows = torch.tensor([i for i, _ in chunk], device=inside.device)
+        kept = [rollouts.completion_mask[i] & ((inside[i] != k) | (inside[i] < 0)) for i, k in chunk]
+        lengths = torch.stack([mask.sum() for mask in kept])
+        ids = pad_sequence([rollouts.completion_ids[i][mask] for (i, _), mask in zip(chunk, kept, strict=True)], True)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        without = Rollouts(rollouts.prompt_ids[rows], rollouts.prompt_mask[rows], ids, mask)
+        logprob = widened(_read(policy, without))
+        answer_length = rollouts.answer_mask[rows].sum(1)
+        position = torch.arange(ids.shape[1], device=ids.device)
+        answer = mask & (position >= (lengths - answer_length)[:, None])
+        found.update(zip(chunk, (logprob * answer).sum(1).tolist(), strict=True))
+    return found
+
+
+def _read(policy: nn.Module, rollouts: Rollouts) -> Tensor:
+    logprob = collect(policy, rollouts, Needs(logits=True)).logprob
+    assert logprob is not None
+    return logprob

@@ -1,0 +1,96 @@
+"""A user's completions with labelled steps, from JSON Lines.
+
+One completion a line; its text is the steps, one after the other, and then the answer:
+
+    {"prompt": "...", "steps": ["1+6=7. ", "Wait: 7.</think>"], "answer": "7", "essential": [true, false]}
+
+`null` in `essential` leaves a step without a label; without `essential` no step has one.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.reward_layout import text_pieces
+
+
+class Labelled(NamedTuple):
+    """Completions with their steps and answers, and (B, K) bool: which steps are essential, and which have a label."""
+
+    rollouts: Rollouts
+    essential: Tensor
+    mask: Tensor
+
+
+def load_labelled(path: Path, tokenizer: Any) -> Labelled:
+    """
+    Raises:
+        ValueError: a line is broken (its number is named), or there is none.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    rows.append(_row(json.loads(line), tokenizer))
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no completion")
+    return _batch(rows)
+
+
+class _Row(NamedTuple):
+    prompt: list[int]
+    completion: list[int]
+    step_index: list[int]
+    answer_start: int
+    essential: list[bool]
+    mask: list[bool]
+
+
+def _row(record: Any, tokenizer: Any) -> _Row:
+    expected = 'expected {"prompt": "...", "steps": ["...", ...], "answer": "...", "essential": [true, null, ...]}'
+    if not isinstance(record, dict) or not isinstance(record.get("steps"), list):
+        raise ValueError(expected)
+    steps, texts = record["steps"], [record.get("prompt"), record.get("answer"), *record["steps"]]
+    labels = record.get("essential", [None] * len(steps))
+    if not all(isinstance(text, str) and text for text in texts) or not isinstance(labels, list):
+        raise ValueError(f"{expected}, none of them empty")
+    if len(labels) != len(steps) or not all(label in (True, False, None) for label in labels):
+        raise ValueError(f"{len(steps)} steps need as many labels in essential, true, false or null; got {labels}")
+    prompt = list(tokenizer(record["prompt"]).input_ids)
+    completion = list(tokenizer("".join(steps) + record["answer"], add_special_tokens=False).input_ids)
+    ends = list(accumulate(map(len, steps)))
+    starts = [0, *accumulate(map(len, text_pieces(tokenizer, completion)))][: len(completion)]
+    step_index = [-1 if start >= ends[-1] else bisect_right(ends, start) for start in starts]
+    answer_start = next((t for t, k in enumerate(step_index) if k < 0), -1)
+    return _Row(
+        prompt, completion, step_index, answer_start, [x is True for x in labels], [x is not None for x in labels]
+    )
+
+
+def _batch(rows: list[_Row]) -> Labelled:
+    def padded(values: list[list[Any]], fill: Any, *, left: bool = False) -> Tensor:
+        tensors = [torch.tensor(value[::-1] if left else value) for value in values]
+        grid = pad_sequence(tensors, batch_first=True, padding_value=fill)
+        return grid.flip(1) if left else grid
+
+    rollouts = Rollouts(
+        prompt_ids=padded([row.prompt for row in rows], 0, left=True),
+        prompt_mask=padded([[True] * len(row.prompt) for row in rows], False, left=True),
+        completion_ids=padded([row.completion for row in rows], 0),
+        completion_mask=padded([[True] * len(row.completion) for row in rows], False),
+        answer_start=torch.tensor([row.answer_start for row in rows]),
+        step_index=padded([row.step_index for row in rows], -1),
+    )
+    return Labelled(rollouts, padded([r.essential for r in rows], False), padded([r.mask for r in rows], False))
