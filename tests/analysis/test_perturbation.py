@@ -146,6 +146,11 @@ def test_the_seed_decides(policy, rollouts, scores):
     assert reports[0] != reports[2]
 
 
+def test_the_batch_size_does_not(policy, rollouts, scores):
+    together, apart = (perturb(policy, rollouts, scores, **IDS, share=0.5, batch_size=size) for size in (None, 3))
+    assert together == apart
+
+
 def test_groups_never_meet_and_the_last_token_stays(policy, rollouts, monkeypatch):
     """Equal scores: the first half is high, the second low, and the last token is in neither."""
     seen = replacements(policy, monkeypatch)
@@ -174,7 +179,9 @@ def test_completions_without_a_choice_are_left_out(policy, rollouts, scores):
     width = rollouts.completion_ids.shape[1]
     lengths = torch.tensor([2, 3, 1, 0])
     short = replace(rollouts, completion_mask=torch.arange(width) < lengths[:, None])
-    assert perturb(policy, short, scores, **IDS).completions == 1
+    report = perturb(policy, short, scores, **IDS, seed=4)
+    assert (report.completions, report.perturbations) == (1, 1)
+    assert (report.high, report.low, report.high_is_lower) == (0, 0, 0)  # a tie is not lower
     with pytest.raises(ValueError, match="two tokens to choose between"):
         perturb(policy, short.rows(slice(2, 4)), scores[2:], **IDS)
 

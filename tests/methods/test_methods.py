@@ -439,7 +439,7 @@ def test_p2t_parameters(params, message):
 def test_rhythm_with_fixed_groups():
     """Groups of its own choice: the same heads as those it would pick itself give the same weights."""
     policy = tiny_policy().double()
-    free = tc.method("rhythm", layers="all", horizon=(1, 4))
+    free = tc.method("rhythm", layers="top", horizon=(1, 4))
     rows = ROLLOUTS.rows(slice(0, 1))
 
     def weights_of(m):
@@ -447,9 +447,12 @@ def test_rhythm_with_fixed_groups():
 
     look_back = tc.collect(policy, rows, free.needs).distances[next(iter(free.needs.distances))].look_back[0]
     order = look_back.argsort().tolist()
-    local, remote = ([(h // 4, h % 4) for h in part] for part in (order[:4], order[-4:]))
+    local, remote = ([(2 + h // 4, h % 4) for h in part] for part in (order[:2], order[-2:]))
     fixed = tc.method("rhythm", horizon=(1, 4), local_heads=local, global_heads=remote)
     torch.testing.assert_close(weights_of(fixed), weights_of(free))
+    backwards = [(layer, head - 4) for layer, head in local]
+    counted_back = tc.method("rhythm", horizon=(1, 4), local_heads=backwards, global_heads=remote)
+    assert torch.equal(weights_of(counted_back), weights_of(fixed))
     assert {layer for layer, _ in (*local, *remote)} == set(next(iter(fixed.needs.distances)).layers)
     other = tc.method("rhythm", horizon=(1, 4), local_heads=remote, global_heads=local)
     assert not torch.equal(weights_of(other), weights_of(free))

@@ -310,3 +310,10 @@ def test_taylor_takes_one_forward_pass(process):
     model.model.register_forward_hook(lambda *_: calls.append(1))
     read(model, backward="per_step")
     assert len(calls) == 1
+
+
+def test_padding_does_not_shift_positions():
+    model, seen = tiny_reward_model(), []
+    model.model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
+    read(model)
+    assert (seen[0][:, -1] == ROLLOUTS.lengths + ROLLOUTS.prompt_mask.sum(1) - 1).all()

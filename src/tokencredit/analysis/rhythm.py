@@ -1,6 +1,6 @@
 """Is there a preplan-and-anchor rhythm? The couplings that arXiv 2510.13554 reports, measured on any policy.
 
-The paper speaks of peaks of WAAD and FAI without defining them, and of shuffled peaks without saying how. Our choices:
+The paper compares peaks of WAAD and FAI with shuffled ones. What these words mean exactly is this library's choice:
 
 - A peak is a local maximum (greater than the token before, at least the one after; the ends of a curve count) among the
   curve's top `peak_share` tokens by value. A curve of FAI ends where no row is left in its horizon.

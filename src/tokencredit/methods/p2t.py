@@ -80,7 +80,7 @@ class P2T:
 
 
 def _segment_softmax(read: RewardAttribution) -> tuple[Tensor, Tensor]:
-    """(B, T) softmax of the influence within each segment, 0 outside, and (B,) its mean effective ratio (1 if none)."""
+    """(B, T) softmax of the influence within each segment, and (B,) its mean effective ratio (1 without segments)."""
     segments = max(1, int(read.segment.max()) + 1)
     index = torch.where(read.segment >= 0, read.segment, segments)
     influence = widened(read.influence)
@@ -92,4 +92,4 @@ def _segment_softmax(read: RewardAttribution) -> tuple[Tensor, Tensor]:
     square = empty.scatter_add(1, index, share**2)[:, :segments]
     ratio = divided(torch.ones_like(count), by=count * square, otherwise=0.0).sum(1)
     flatness = divided(ratio, by=(count > 0).sum(1).to(ratio), otherwise=1.0)
-    return torch.where(read.segment >= 0, share, 0.0), flatness
+    return share, flatness
