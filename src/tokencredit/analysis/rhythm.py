@@ -151,7 +151,7 @@ def rhythm_curves(
     needs = m.needs | Needs(distances=frozenset({columns}), logits=True)
     signals = collect(policy, rollouts, needs, batch_size=batch_size)
     heads = signals.distances[need]
-    waad, fai = m._group_means(heads)
+    waad, fai = m.group_means(heads)
     spikiness = kurtosis(signals.distances[columns].fai, _has_row(rollouts, _UNBOUNDED[0]))
     _, receivers = nearest_and_furthest(spikiness, m.head_fraction)
     receiver_fai = heads.fai.gather(1, receivers[..., None].expand(-1, -1, heads.fai.shape[2])).mean(1)

@@ -95,7 +95,7 @@ class Rhythm:
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
         mask = rollouts.completion_mask
-        waad, fai = self._group_means(signals.distances[self._distances])
+        waad, fai = self.group_means(signals.distances[self._distances])
         delta = torch.zeros_like(waad)
         delta[:, :-1] = torch.where(mask[:, 1:], (waad[:, :-1] - waad[:, 1:]).abs(), 0.0)
         bonus = self.amplification - 1
@@ -108,7 +108,7 @@ class Rhythm:
         wanted = {"both": advantages != 0, "positive": advantages > 0, "negative": advantages < 0}[self.sign]
         return multiplicative(rollouts, advantages, torch.where(wanted.to(mask.device)[:, None], weights, 1.0))
 
-    def _group_means(self, heads: HeadDistances) -> tuple[Tensor, Tensor]:
+    def group_means(self, heads: HeadDistances) -> tuple[Tensor, Tensor]:
         """WAAD over the local heads and FAI over the global ones, (B, T) each."""
         if self.heads == "all":
             return heads.waad.mean(1), heads.fai.mean(1)
