@@ -120,9 +120,10 @@ def test_statistics_equal_those_of_the_full_matrix(name, implementation):
         torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
 
 
-def test_distances_in_blocks_and_without_padding(monkeypatch):
+@pytest.mark.parametrize("name", ["Mistral", "Qwen3"])
+def test_distances_in_blocks_and_without_padding(monkeypatch, name):
     """No mask reaches the kernel where nothing is padded; blocks of rows meet without a seam."""
-    model, rollouts = build("Mistral"), make_rollouts((40, 40), (6, 6), (30, 20))
+    model, rollouts = build(name), make_rollouts((40, 40), (6, 6), (30, 20))
     needs = tc.Needs(distances=frozenset({DISTANCES}))
     expected = naive_distances(model, rollouts)
     for limit in (1, 1 << 30):
