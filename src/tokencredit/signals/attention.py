@@ -34,6 +34,7 @@ class Probe:
     asked: dict[int, dict[Hashable, Statistic]]
     stop: bool = False
     found: dict[tuple[int, Hashable], Any] = field(default_factory=dict)
+    memory: list[Tensor] = field(default_factory=list)
 
     @property
     def missing(self) -> set[int]:
@@ -120,6 +121,7 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
             window=kwargs.get("sliding_window"),
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
+            memory=probe.memory,
         )
         # Under autocast a matmul would round to bfloat16, however its inputs were cast.
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,6 +28,7 @@ class Attention:
         mask: None (causal), (B, N) padding, or (B or 1, 1, N, N), bool or additive.
         window: sliding window, where the mask leaves it to the kernel.
         softcap: tanh cap on the scores (Gemma 2). sinks: (H,) logits that take part in the softmax (gpt-oss).
+        memory: for scores, filled at need; layers that share it reuse it.
     """
 
     query: Tensor
@@ -37,6 +38,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    memory: list[Tensor] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,15 +73,11 @@ class Attention:
 
     def _buffers(self, shape: tuple[int, ...]) -> list[Tensor]:
         """Two buffers of a shape, cut from memory that is kept."""
-        size = math.prod(shape)
-        if not self._memory or self._memory[0].numel() < size:
+        size, kind = math.prod(shape), (self.dtype, self.query.device)
+        if not self.memory or self.memory[0].numel() < size or (self.memory[0].dtype, self.memory[0].device) != kind:
             largest = math.prod(shape[:-1]) * self.query.shape[2]
-            self._memory[:] = [torch.empty(largest, dtype=self.dtype, device=self.query.device) for _ in range(2)]
-        return [memory[:size].view(shape) for memory in self._memory]
-
-    @cached_property
-    def _memory(self) -> list[Tensor]:
-        return []
+            self.memory[:] = [torch.empty(largest, dtype=kind[0], device=kind[1]) for _ in range(2)]
+        return [memory[:size].view(shape) for memory in self.memory]
 
     def seen_by(self, rows: Tensor) -> Tensor:
         """(B, R) row indices -> (B, R, N) bool, the keys that each row sees."""
