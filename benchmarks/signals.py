@@ -6,8 +6,8 @@ Everything in a row runs in one process, in turns, so that a busy machine slows 
 rounds' ratios, with the least and the greatest. `attention` is all attention statistics together: look-back distance,
 WAAD and FAI of five layers, answer rows of two. `all` adds log-probs and entropies, and is compared with a pass that
 makes the logits. `eager` reads the same statistics the way other code does, from the attention matrices of eager
-attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak of a process of its own, above
-what it holds after a pass over 64 tokens; it gives freed blocks back at once, so that the peak is of what is in use.
+attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak of a process of its own,
+over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak is of what is in use.
 """
 
 from __future__ import annotations

@@ -69,10 +69,16 @@ def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
-def test_uniform_credit_is_grpo_bit_for_bit(tmp_path, loss_type):
-    plain = trained(GRPOTrainer, GRPOConfig(**arguments(tmp_path, loss_type=loss_type)))
-    credit = trained(CreditGRPOTrainer, CreditGRPOConfig(**arguments(tmp_path, loss_type=loss_type)))
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+
+
+@pytest.mark.parametrize("timing", ["rollout", "loss"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_uniform_credit_is_grpo_bit_for_bit(tmp_path, loss_type, timing):
+    """The loss is given (B, T) in place of (B,), and after five steps the weights are the same."""
+    given = arguments(tmp_path, loss_type=loss_type, max_steps=5)
+    plain = trained(GRPOTrainer, GRPOConfig(**given))
+    credit = trained(CreditGRPOTrainer, CreditGRPOConfig(**given, credit_timing=timing))
     assert torch.equal(weights(plain), weights(credit))
     start = torch.cat([p.detach().flatten() for p in policy_that_answers().parameters()])
     assert not torch.equal(weights(plain), start)
@@ -213,3 +219,166 @@ def test_p2t_trains_with_a_reward_model(tmp_path):
     assert 0 < logged["credit/softmax_effective_ratio"] <= 1
     assert logged["credit/unmapped"] == 0
     assert all(p.grad is None for p in scorer.parameters())
+
+
+class Keeping(CreditGRPOTrainer):
+    """Keeps what each loss was computed from, with the advantages it took."""
+
+    def _compute_loss(self, model, inputs):
+        self.kept = [*getattr(self, "kept", []), inputs]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_inputs is not None:
+            self.kept[-1] = self._loss_inputs
+        return found
+
+
+def credit_by_completion(trainer, steps=None):
+    """token ids of prompt and completion -> its advantages, over all losses of the run."""
+    found = {}
+    for inputs in trainer.kept[:steps]:
+        for i in range(len(inputs["prompt_ids"])):
+            prompt = inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()]
+            real = inputs["completion_mask"][i].bool()
+            key = (*prompt.tolist(), -1, *inputs["completion_ids"][i][real].tolist())
+            found.setdefault(key, []).append(inputs["advantages"][i][real])
+    return found
+
+
+def expect_same_credit(first, second):
+    assert first.keys() == second.keys()
+    assert any(row.std() > 1e-3 for rows in first.values() for row in rows if len(row) > 1)
+    for key, rows in first.items():
+        for a, b in zip(rows, second[key], strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+IN_BOTH_TIMINGS = [("atpo", {}), ("rhythm", {"horizon": (1, 4)}), ("entropy", {}), ("surprisal", {}), ("position", {})]
+
+
+@pytest.mark.parametrize(("name", "params"), IN_BOTH_TIMINGS, ids=[name for name, _ in IN_BOTH_TIMINGS])
+def test_both_timings_give_the_same_credit_to_the_policy_that_generated(tmp_path, name, params):
+    """One update a generation: the policy of the loss is still the one that generated."""
+    given = arguments(
+        tmp_path, max_steps=1, steps_per_generation=1, credit_method=name, credit_params=params, credit_outcome="rloo"
+    )
+    at_rollout, in_loss = (trained(Keeping, CreditGRPOConfig(**given, credit_timing=t)) for t in ("rollout", "loss"))
+    expect_same_credit(credit_by_completion(at_rollout), credit_by_completion(in_loss))
+
+
+def passes(trainer_class, config):
+    """How often the decoder ran in a training run, generation included."""
+    calls = []
+    policy = policy_that_answers()
+    policy.model.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    trainer_class(policy, reward, args=config, train_dataset=DATASET, processing_class=build_tokenizer()).train()
+    return len(calls)
+
+
+@pytest.mark.filterwarnings("ignore:the credit of")
+def test_loss_timing_makes_no_extra_forward_pass(tmp_path):
+    """Two updates a generation, each accumulated over two micro-batches. No learning: every run generates alike."""
+    given = arguments(tmp_path, learning_rate=0.0, gradient_accumulation_steps=2, steps_per_generation=4)
+    plain = passes(GRPOTrainer, GRPOConfig(**given))
+    for name, params in IN_BOTH_TIMINGS:
+        config = CreditGRPOConfig(**given, credit_method=name, credit_params=params, credit_timing="loss")
+        assert passes(CreditGRPOTrainer, config) == plain
+    assert passes(CreditGRPOTrainer, CreditGRPOConfig(**given, credit_method="atpo")) > plain
+
+
+def test_divergence_takes_the_reference_pass_that_trl_makes(tmp_path):
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    given = arguments(tmp_path, max_steps=2, beta=0.1, credit_method="divergence", credit_timing="loss")
+    trainer = trained(Keeping, CreditGRPOConfig(**given), peft_config=lora)
+    last = trainer.kept[-1]
+    assert (last["advantages"].std(1) > 1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"credit_method": "arca"}, "the adapter's residual"),
+        ({"credit_method": "p2t"}, "worth to a reward model"),
+        ({"credit_method": "attnpo", "credit_params": {"heads": [[1, 0]]}}, "whole groups"),
+        ({"credit_method": "divergence"}, "beta > 0"),
+        ({"credit_method": "entropy", "temperature": 0.7}, "temperature 0.7"),
+        ({"credit_timing": "later"}, "rollout, loss"),
+        ({"credit_outcome": "ppo"}, "trainer, grpo, dr_grpo, rloo"),
+    ],
+)
+def test_what_a_timing_cannot_give_is_refused(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        CreditGRPOConfig(**{**arguments(tmp_path, credit_timing="loss"), **changed})
+
+
+def test_dropout_is_refused_in_the_loss(tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)
+    args = CreditGRPOConfig(**arguments(tmp_path, credit_method="atpo", credit_timing="loss"))
+    with pytest.raises(ValueError, match=r"lora_dropout=0\.0"):
+        trained(CreditGRPOTrainer, args, peft_config=lora)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_outcome_advantages_of_ones_own_choice(tmp_path, name):
+    class Spying(Keeping):
+        def _assign(self, batch):
+            credit = super()._assign(batch)
+            self.seen = (self._weighted_rewards(), credit.advantages)
+            return credit
+
+    args = CreditGRPOConfig(**arguments(tmp_path, max_steps=1, credit_outcome=name, reward_weights=[2.0]))
+    rewards, advantages = trained(Spying, args).seen
+    expected = getattr(tc.outcome, name)(rewards, torch.arange(16) // 4)
+    torch.testing.assert_close(advantages[:, 0], expected.float())
+    assert rewards.std() > 0
+
+
+def test_trainers_whose_loss_is_per_sequence_are_refused(tmp_path):
+    from trl import RLOOTrainer
+    from trl.experimental.gmpo import GMPOTrainer
+
+    for base in (RLOOTrainer, GMPOTrainer):
+        mixed = type("Mixed", (CreditGRPOTrainer, base), {})
+        with pytest.raises(ValueError, match=rf"{base.__name__} has a loss per sequence"):
+            mixed(policy_that_answers(), reward, args=CreditGRPOConfig(**arguments(tmp_path)))
+
+
+@pytest.mark.parametrize("timing", ["rollout", "loss"])
+def test_accumulation_does_not_change_credit(tmp_path, timing):
+    given = arguments(tmp_path, max_steps=1, credit_method="atpo", credit_timing=timing)
+    shapes = ((8, 1), (1, 8))
+    whole, parts = (
+        trained(
+            Keeping,
+            CreditGRPOConfig(
+                **{
+                    **given,
+                    "per_device_train_batch_size": size,
+                    "gradient_accumulation_steps": accumulated,
+                    "steps_per_generation": accumulated,
+                }
+            ),
+        )
+        for size, accumulated in shapes
+    )
+    assert (len(whole.kept), len(parts.kept)) == (1, 8)
+    expect_same_credit(credit_by_completion(whole), credit_by_completion(parts))
+
+
+def test_share_of_the_step_and_completions_table(tmp_path):
+    args = CreditGRPOConfig(**arguments(tmp_path, credit_method="atpo", max_steps=2, log_completions=True))
+    trainer = trained(CreditGRPOTrainer, args)
+    logged = [row for row in trainer.state.log_history if "credit/seconds" in row]
+    assert all(0 < row["credit/share_of_step"] < 1 for row in logged)
+    extra = trainer._logs["extra"]
+    assert len(extra["credit_gini"]) == len(trainer._logs["prompt"])
+
+
+def test_degenerate_credit_is_told_once(tmp_path):
+    args = CreditGRPOConfig(**arguments(tmp_path, credit_method="atpo", credit_end_of_reasoning="never"))
+    with pytest.warns(UserWarning, match="as good as uniform in 100% .* 100% have no answer span") as caught:
+        trained(CreditGRPOTrainer, args)
+    assert sum("as good as uniform" in str(w.message) for w in caught) == 1

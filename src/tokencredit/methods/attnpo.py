@@ -66,7 +66,7 @@ class AttnPO:
     @property
     def needs(self) -> Needs:
         models = frozenset() if self.model is None else frozenset({self.model})
-        return Needs(answer_attention=frozenset(layer for layer, _ in self._pairs), models=models)
+        return Needs(answer_attention=frozenset(layer for layer, _ in self._pairs), group=True, models=models)
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:

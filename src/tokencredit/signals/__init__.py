@@ -1,6 +1,7 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
 from tokencredit.signals.collect import collect, reward_model_for
+from tokencredit.signals.observe import observe, unobservable
 from tokencredit.signals.policy import causal_lm, check_adapter, model_signature
 from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
@@ -15,5 +16,7 @@ __all__ = [
     "check_adapter",
     "collect",
     "model_signature",
+    "observe",
     "reward_model_for",
+    "unobservable",
 ]

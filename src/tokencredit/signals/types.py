@@ -91,6 +91,7 @@ class Needs:
         adapter_residual: the change that the LoRA adapter makes to the final hidden state (a second forward pass,
             adapter off; it serves `reference_logprob` too).
         reward: what the tokens are worth to a reward model (its forward and backward pass, none of the policy).
+        group: no signal, but the whole group of a completion: its credit depends on the others.
         models: signatures of the models that the layers and heads are of (`model_signature`); the policy must be one.
     """
 
@@ -100,6 +101,7 @@ class Needs:
     reference_logprob: bool = False
     adapter_residual: bool = False
     reward: frozenset[RewardNeed] = frozenset()
+    group: bool = False
     models: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -111,7 +113,7 @@ class Needs:
     @property
     def policy(self) -> bool:
         """Something is read from the policy itself."""
-        return replace(self, reward=frozenset()) != Needs()
+        return replace(self, reward=frozenset(), group=False) != Needs()
 
     @property
     def adapter(self) -> bool:

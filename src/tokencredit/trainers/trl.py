@@ -1,70 +1,37 @@
-"""Credit inside TRL's GRPOTrainer: change two names, and choose a method.
+"""Credit in TRL's GRPOTrainer.
 
     args = CreditGRPOConfig(credit_method="atpo", credit_params={"floor": 0.5}, ...)
     trainer = CreditGRPOTrainer(model, reward_funcs, args=args, train_dataset=...)
 
 TRL generates, scores and computes the outcome advantages (B,); this replaces them by per-token advantages (B, T), which
-its losses take as they are. Credit is read once a generation batch, from the policy that generated it.
+its losses take as they are. With `credit_timing="rollout"` credit is read once a generation batch, from the policy that
+generated it; with "loss" in each forward pass of the loss, from the policy as it is then.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from torch import Tensor, nn
+from trl import GRPOTrainer
 
+from tokencredit import outcome
 from tokencredit.assignment import assign
 from tokencredit.credit import Credit
-from tokencredit.methods import Method, method
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import check_adapter, reward_model_for
-from tokencredit.steps import SPLITTERS, Splitter, mark_spans
+from tokencredit.signals import check_adapter, observe, reward_model_for
+from tokencredit.steps import Splitter, mark_spans
+from tokencredit.trainers.trl_config import CreditGRPOConfig
 
+__all__ = ["CreditGRPOConfig", "CreditGRPOTrainer"]
 
-@dataclass
-class CreditGRPOConfig(GRPOConfig):
-    """GRPOConfig with a credit method. Raises ValueError at once for an unknown method, parameter or splitter."""
-
-    credit_method: str = field(
-        default="uniform",
-        metadata={"help": "How the advantage is spread over the tokens: a name from tokencredit.methods()."},
-    )
-    credit_params: dict[str, Any] | str | None = field(
-        default_factory=dict, metadata={"help": "Parameters of the credit method, as a JSON object."}
-    )
-    credit_splitter: str = field(
-        default="phrases", metadata={"help": "How reasoning splits into steps: phrases, newline or paragraph."}
-    )
-    credit_end_of_reasoning: str = field(
-        default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}
-    )
-    credit_correct_reward: str | None = field(
-        default=None,
-        metadata={"help": "The reward function that says whether an answer is right; the weighted sum by default."},
-    )
-    credit_correct_threshold: float = field(
-        default=1.0, metadata={"help": "An answer counts as right from this reward on (for methods that ask)."}
-    )
-
-    # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_params"]  # noqa: RUF012
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.credit_splitter not in SPLITTERS:
-            raise ValueError(f"credit_splitter must be one of {', '.join(SPLITTERS)}; got {self.credit_splitter!r}")
-        self.build_credit_method()
-
-    def build_credit_method(self) -> Method:
-        """The method that `credit_method` and `credit_params` name."""
-        params = self.credit_params or {}
-        if not isinstance(params, dict):
-            raise ValueError(f"credit_params must be a JSON object; got {params!r}")
-        return method(self.credit_method, **params)
+_GRID = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+_MARKS = ("answer_start", "step_index")
+_DEGENERATE = 0.9
+"""Share of completions whose credit is flagged from which on the user is told."""
 
 
 class CreditGRPOTrainer(GRPOTrainer):
@@ -73,7 +40,10 @@ class CreditGRPOTrainer(GRPOTrainer):
     `splitter` takes a function that splits reasoning into steps, in place of `args.credit_splitter`. `reward_model` is
     what P2T reads: a transformers classifier with the policy's tokenizer, a function from embeddings to rewards, or a
     `tokencredit.RewardModel`; it is moved to the policy's device.
-    Logs `credit/<diagnostic>` (means over the generation batch, see `Credit.diagnostics`) and `credit/seconds`.
+
+    Logs `credit/<diagnostic>` (means over completions, see `Credit.diagnostics`), `credit/seconds`, what credit took,
+    and `credit/share_of_step`, its share of the whole step. With `log_completions` the table shows each completion's
+    concentration.
     """
 
     args: CreditGRPOConfig
@@ -90,6 +60,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         reward_model: Any = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_bases(type(self))
         args = CreditGRPOConfig() if args is None else args
         if not isinstance(args, CreditGRPOConfig):
             raise ValueError(
@@ -97,16 +68,24 @@ class CreditGRPOTrainer(GRPOTrainer):
             )
         self.credit_method = args.build_credit_method()
         self._splitter = splitter or args.credit_splitter
+        self._loss_inputs: dict[str, Any] | None = None
+        self._warned = False
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         named = args.credit_correct_reward
         if named is not None and named not in self.reward_func_names:
             raise ValueError(
                 f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
-        check_adapter(self.accelerator.unwrap_model(self.model), self.credit_method.needs, self.ref_model)
+        check_adapter(self._policy, self.credit_method.needs, self.ref_model)
+        if args.credit_timing == "loss":
+            _refuse_dropout(self._policy)
         self._reward_model = reward_model_for(self.credit_method.needs, reward_model)
         if self._reward_model is not None:
             self._reward_model.to(self.accelerator.device)
+
+    @property
+    def _policy(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._last_rewards = super()._calculate_rewards(*args, **kwargs)
@@ -115,51 +94,152 @@ class CreditGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         started = time.perf_counter()
+        kind = batch["advantages"].dtype
+        if self.args.credit_timing == "loss":
+            rollouts = self._rollouts(batch)
+            marks = {f"credit_{name}": getattr(rollouts, name) for name in _MARKS}
+            return {**batch, **marks, "advantages": self._outcome(batch).to(kind)}
         credit = self._assign(batch)
-        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
-        self._metrics[mode]["credit/seconds"].append(time.perf_counter() - started)
-        for name, values in sorted(credit.diagnostics.items()):
-            self._metrics[mode][f"credit/{name}"].append(self._mean(values))
-        return {**batch, "advantages": credit.advantages.to(batch["advantages"].dtype)}
+        self._record(credit, time.perf_counter() - started)
+        for name in ("gini", "effective_ratio"):
+            values = self.accelerator.gather(credit.diagnostics[name])
+            self._logs["extra"][f"credit_{name}"].extend(values.tolist())  # type: ignore[index]
+        return {**batch, "advantages": credit.advantages.to(kind)}
 
     def _assign(self, batch: dict[str, Any]) -> Credit:
-        for key, what in (("pixel_values", "images"), ("tool_mask", "tools")):
-            if key in batch:
-                raise ValueError(f"credit is not defined for rollouts with {what} yet: train without them")
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        rollouts = mark_spans(
-            Rollouts(*(batch[name] for name in names), **self._groups(len(batch["completion_ids"]))),
-            self.processing_class,
-            self._splitter,
-            end_of_reasoning=self.args.credit_end_of_reasoning,
-        )
         reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         # Outside autocast: a small residual would drown in the rounding of bfloat16.
         return assign(
-            self.accelerator.unwrap_model(self.model),
-            rollouts,
+            self._policy,
+            self._rollouts(batch),
             self.credit_method,
-            advantages=batch["advantages"],
+            advantages=self._outcome(batch),
             reward_model=self._reward_model,
             step=self.state.global_step,
             reference_model=reference,
             batch_size=self.args.per_device_train_batch_size,
         )
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.args.credit_timing != "loss":
+            return super()._compute_loss(model, inputs)
+        # A copy: TRL reads its buffered batch again where num_iterations > 1.
+        self._loss_inputs = dict(inputs)
+        try:
+            return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self._loss_inputs = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._loss_inputs
+        if inputs is None:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        marks = {name: inputs[f"credit_{name}"] for name in _MARKS}
+        rollouts, needs = Rollouts(*(inputs[name] for name in _GRID), **marks), self.credit_method.needs
+        with observe(self._policy, rollouts, needs) as read:
+            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            started = time.perf_counter()
+            logprob, entropy, *_ = found
+            signals = read(
+                logprob=logprob if needs.logits else None,
+                entropy=entropy if needs.logits else None,
+                reference_logprob=inputs["ref_per_token_logps"] if needs.reference_logprob else None,
+            )
+        credit = self.credit_method(rollouts, inputs["advantages"], signals, step=self.state.global_step)
+        inputs["advantages"] = credit.advantages.to(inputs["advantages"].dtype)
+        self._record(credit, time.perf_counter() - started)
+        return found
+
+    def _rollouts(self, batch: dict[str, Any]) -> Rollouts:
+        for key, what in (("pixel_values", "images"), ("tool_mask", "tools")):
+            if key in batch:
+                raise ValueError(f"credit is not defined for rollouts with {what} yet: train without them")
+        return mark_spans(
+            Rollouts(*(batch[name] for name in _GRID), **self._groups(len(batch["completion_ids"]))),
+            self.processing_class,
+            self._splitter,
+            end_of_reasoning=self.args.credit_end_of_reasoning,
+        )
+
+    @property
+    def _generations(self) -> int:
+        training = self.model.training  # type: ignore[union-attr]
+        return (self.num_generations if training else self.num_generations_eval) or 1
+
+    def _weighted_rewards(self) -> Tensor:
+        """The weighted sum of the rewards of all processes' completions."""
+        return (self._last_rewards * self.reward_weights.to(self._last_rewards.device)).nansum(1)
+
+    def _own(self, values: Tensor, size: int) -> Tensor:
+        """This process's part of what all processes hold."""
+        first = self.accelerator.process_index * size
+        return values[first : first + size]
+
+    def _outcome(self, batch: dict[str, Any]) -> Tensor:
+        """(B,): the outcome advantages, by groups that may lie on several processes."""
+        if self.args.credit_outcome == "trainer":
+            return batch["advantages"]
+        rewards = self._weighted_rewards()
+        group = torch.arange(len(rewards), device=rewards.device) // self._generations
+        advantages = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
+        return self._own(advantages[self.args.credit_outcome](rewards, group), len(batch["advantages"]))
+
     def _groups(self, size: int) -> dict[str, Tensor]:
         """`group` and `correct` of this process's completions; nothing where a group is split over processes."""
-        training = self.model.training  # type: ignore[union-attr]
-        generations = (self.num_generations if training else self.num_generations_eval) or 1
-        if size % generations and self.accelerator.num_processes > 1:
+        if size % self._generations and self.accelerator.num_processes > 1:
             return {}
-        first = self.accelerator.process_index * size
-        rewards = self._last_rewards[first : first + size]
         if self.args.credit_correct_reward is None:
-            value = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+            value = self._weighted_rewards()
         else:
-            value = rewards[:, self.reward_func_names.index(self.args.credit_correct_reward)]
-        group = torch.arange(size, device=rewards.device) // generations
+            value = self._last_rewards[:, self.reward_func_names.index(self.args.credit_correct_reward)]
+        value = self._own(value, size)
+        group = torch.arange(size, device=value.device) // self._generations
         return {"group": group, "correct": value >= self.args.credit_correct_threshold}
 
-    def _mean(self, values: Tensor) -> float:
-        return self.accelerator.gather(values).mean().item()
+    def _record(self, credit: Credit, seconds: float) -> None:
+        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
+        means = {k: self.accelerator.gather(v).mean().item() for k, v in sorted(credit.diagnostics.items())}
+        for name, value in {**means, "seconds": seconds}.items():
+            self._metrics[mode][f"credit/{name}"].append(value)
+        # A method that reads nothing is as unequal as it is meant to be; a fresh adapter changes nothing yet.
+        if not self._warned and self.credit_method.needs and self.state.global_step > 0:
+            self._warned = _warn_if_degenerate(self.credit_method.name, means)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train"]
+        took, steps = metrics.get("credit/seconds"), metrics.get("step_time")
+        if self.model.training and took and steps:  # type: ignore[union-attr]
+            metrics["credit/share_of_step"] = [sum(took) / sum(steps)]
+        super().log(logs, start_time)
+
+
+def _warn_if_degenerate(name: str, means: dict[str, float]) -> bool:
+    for flag, what in (("broadcast", "as good as uniform"), ("sparse", "on a few tokens only")):
+        if means[flag] >= _DEGENERATE:
+            warnings.warn(
+                f"the credit of {name} is {what} in {means[flag]:.0%} of the completions (credit/{flag}; "
+                f"{means['no_answer']:.0%} have no answer span): it hardly tells tokens apart",
+                UserWarning,
+                stacklevel=2,
+            )
+            return True
+    return False
+
+
+def _refuse_bases(trainer: type) -> None:
+    for base in trainer.__mro__:
+        if base.__name__ in ("RLOOTrainer", "GMPOTrainer"):
+            raise ValueError(
+                f"{base.__name__} has a loss per sequence, which cannot take credit per token: use CreditGRPOTrainer "
+                '(credit_outcome="rloo" gives it leave-one-out advantages)'
+            )
+
+
+def _refuse_dropout(policy: nn.Module) -> None:
+    for name, module in policy.named_modules():
+        p = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", None)
+        if p:
+            raise ValueError(
+                f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '
+                '(lora_dropout=0.0, attention_dropout=0.0, or disable_dropout=True), or use credit_timing="rollout"'
+            )

@@ -1,0 +1,53 @@
+"""Signals from a forward pass that somebody else makes anyway, such as that of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokencredit.rollouts import Rollouts
+from tokencredit.signals.attention import probe_attention
+from tokencredit.signals.attention_plan import AttentionPlan
+from tokencredit.signals.policy import causal_lm, check_models
+from tokencredit.signals.types import Needs, Signals
+
+ReadSignals = Callable[..., Signals]
+
+
+@contextmanager
+def observe(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Iterator[ReadSignals]:
+    """While open, one forward pass over prompt and completion of `rollouts` is watched; it computes what it would.
+
+    The block is given a function, to be called behind the pass, that returns the signals. Attention it has read itself;
+    what the pass has computed anyway is handed to it: `read(logprob=..., entropy=..., reference_logprob=...)`, (B, T)
+    each, none where it is not needed.
+
+    The model is watched as it is: with dropout, signals are those of the units that are left.
+
+    Raises:
+        ValueError: `needs` names what no pass of the policy shows (`unobservable`), or attention cannot be read.
+    """
+    if missing := unobservable(needs):
+        raise ValueError(f"{missing} cannot be read from a forward pass of the policy: use collect")
+    check_models(policy, needs)
+    model = causal_lm(policy)
+    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
+    with probe_attention(model, plan.asked) as probe:
+
+        def read(**computed: Tensor | None) -> Signals:
+            on_tokens = rollouts.completion_mask
+            shown = {name: value for name, value in computed.items() if value is not None}
+            grid = {name: value.detach().float().masked_fill(~on_tokens, 0.0) for name, value in shown.items()}
+            fields: dict[str, Any] = {**plan.signals(probe), **grid}
+            return Signals(**fields)
+
+        yield read
+
+
+def unobservable(needs: Needs) -> str:
+    """What of `needs` takes more than a forward pass of the policy, in words; empty where there is nothing."""
+    beyond = {"the adapter's residual": needs.adapter_residual, "what tokens are worth to a reward model": needs.reward}
+    return " and ".join(name for name, needed in beyond.items() if needed)

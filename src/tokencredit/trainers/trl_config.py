@@ -1,0 +1,91 @@
+"""The credit method of a TRL run, beside GRPO's own arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from tokencredit.methods import Method, method
+from tokencredit.signals import unobservable
+from tokencredit.steps import SPLITTERS
+
+OUTCOMES = ("trainer", "grpo", "dr_grpo", "rloo")
+TIMINGS = ("rollout", "loss")
+
+
+@dataclass
+class CreditGRPOConfig(GRPOConfig):
+    """GRPOConfig with a credit method. Raises ValueError at once for what cannot be, or does not go together."""
+
+    credit_method: str = field(
+        default="uniform",
+        metadata={"help": "How the advantage is spread over the tokens: a name from tokencredit.methods()."},
+    )
+    credit_params: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Parameters of the credit method, as a JSON object."}
+    )
+    credit_timing: str = field(
+        default="rollout",
+        metadata={
+            "help": "When signals are read: 'rollout', once a generation batch, in a forward pass of their own; or "
+            "'loss', in the forward pass of the loss, without any extra one."
+        },
+    )
+    credit_outcome: str = field(
+        default="trainer",
+        metadata={
+            "help": "The outcome advantage that is spread: 'trainer' (GRPO's own, as scale_rewards has it), or 'grpo', "
+            "'dr_grpo' or 'rloo' (leave-one-out) of the weighted sum of the rewards."
+        },
+    )
+    credit_splitter: str = field(
+        default="phrases", metadata={"help": "How reasoning splits into steps: phrases, newline or paragraph."}
+    )
+    credit_end_of_reasoning: str = field(
+        default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}
+    )
+    credit_correct_reward: str | None = field(
+        default=None,
+        metadata={"help": "The reward function that says whether an answer is right; the weighted sum by default."},
+    )
+    credit_correct_threshold: float = field(
+        default=1.0, metadata={"help": "An answer counts as right from this reward on (for methods that ask)."}
+    )
+
+    # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_params"]  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, valid in (
+            ("credit_splitter", self.credit_splitter, tuple(SPLITTERS)),
+            ("credit_timing", self.credit_timing, TIMINGS),
+            ("credit_outcome", self.credit_outcome, OUTCOMES),
+        ):
+            if value not in valid:
+                raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
+        chosen = self.build_credit_method()
+        if self.credit_timing == "loss":
+            self._check_loss_timing(chosen)
+
+    def build_credit_method(self) -> Method:
+        """The method that `credit_method` and `credit_params` name."""
+        params = self.credit_params or {}
+        if not isinstance(params, dict):
+            raise ValueError(f"credit_params must be a JSON object; got {params!r}")
+        return method(self.credit_method, **params)
+
+    def _check_loss_timing(self, chosen: Method) -> None:
+        needs, why = chosen.needs, ""
+        if beyond := unobservable(needs):
+            why = f"it reads {beyond}, which the forward pass of the loss does not show"
+        elif needs.group:
+            why = "it looks at whole groups, and a micro-batch of the loss may hold a part of one"
+        elif needs.reference_logprob and self.beta == 0.0:
+            why = "it compares with the reference, whose log-probs are there with beta > 0 only"
+        elif (needs.logits or needs.reference_logprob) and self.temperature != 1.0:
+            why = f"it reads log-probs, and those of the loss are at temperature {self.temperature}"
+        if why:
+            raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
