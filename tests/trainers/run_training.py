@@ -1,0 +1,117 @@
+"""A small training run in a process of its own, for tests of several processes and of resuming. Not a test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+import tokencredit as tc
+from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+
+SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
+NAMES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+
+
+def reward(completions, **_):
+    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
+
+
+def policy_that_answers():
+    policy, tokenizer = build_policy(SIZE), build_tokenizer()
+    with torch.no_grad():
+        embedding = policy.model.embed_tokens.weight
+        noise = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(0))
+        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 3 * embedding.mean(0) + 0.3 * noise
+    return policy
+
+
+class KilledAt(TrainerCallback):
+    """Dies as by kill -9, in the midst of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Checking(CreditGRPOTrainer):
+    """Compares the credit of the first generation batch with that of one process on the same completions."""
+
+    compared = False
+
+    def _assign(self, batch):
+        credit = super()._assign(batch)
+        if not self.compared:
+            rollouts = tc.mark_spans(tc.Rollouts(*(batch[name] for name in NAMES)), build_tokenizer())
+            alone = tc.assign(policy_that_answers(), rollouts, self.credit_method, advantages=batch["advantages"])
+            torch.testing.assert_close(credit.advantages, alone.advantages, atol=1e-5, rtol=1e-4)
+            assert (credit.weights.std(1) > 1e-3).any()
+            self.compared = True
+        return credit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--credit", type=json.loads, default={"credit_method": "atpo"})
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    args = CreditGRPOConfig(
+        **asked.credit,
+        output_dir=asked.out,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        steps_per_generation=2,
+        gradient_accumulation_steps=1,
+        max_completion_length=12,
+        max_steps=6,
+        learning_rate=1e-2,
+        save_steps=2,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        seed=3,
+    )
+    torch.manual_seed(0)
+    trainer = Checking(
+        policy_that_answers(),
+        reward,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": [f"Q:a={i}+{i},b=1+{i}?a\n" for i in range(8)]}),
+        processing_class=build_tokenizer(),
+        callbacks=[] if asked.kill_at is None else [KilledAt(asked.kill_at)],
+    )
+    assert trainer.accelerator.num_processes == asked.processes, trainer.accelerator.num_processes
+    trainer.train(resume_from_checkpoint=asked.resume or None)
+    weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    everywhere = trainer.accelerator.gather(weights[None])
+    assert len(everywhere) == asked.processes
+    assert all(torch.equal(row, everywhere[0]) for row in everywhere)
+    if trainer.accelerator.is_main_process:
+        rows = [row for row in trainer.state.log_history if "credit/gini" in row]
+        result = {"weights": weights.double().tolist(), "gini": [row["credit/gini"] for row in rows]}
+        with open(os.path.join(asked.out, "result.json"), "w") as file:
+            json.dump(result, file)
+
+
+if __name__ == "__main__":
+    main()
