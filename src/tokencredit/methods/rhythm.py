@@ -104,7 +104,7 @@ class Rhythm:
         elif self.strategy == "global":
             weights = 1 + bonus * self._selected(fai, mask)
         else:
-            weights = 1 + bonus * self._coupled(waad, delta, self._selected(fai, mask), rollouts.lengths.tolist())
+            weights = 1 + bonus * self._coupled(waad, delta, self._selected(fai, mask), mask)
         wanted = {"both": advantages != 0, "positive": advantages > 0, "negative": advantages < 0}[self.sign]
         return multiplicative(rollouts, advantages, torch.where(wanted.to(mask.device)[:, None], weights, 1.0))
 
@@ -133,7 +133,7 @@ class Rhythm:
         """(B, T) float: 1 on the top (or bottom) q tokens."""
         return top_mask(values if self.select == "top" else -values, mask, self.q).float()
 
-    def _coupled(self, waad: Tensor, delta: Tensor, anchors: Tensor, lengths: list[int]) -> Tensor:
+    def _coupled(self, waad: Tensor, delta: Tensor, anchors: Tensor, mask: Tensor) -> Tensor:
         """(B, T): the share of the amplification that each token gets.
 
         An anchor is dominated if WAAD_t is at most the completion's median, and the largest delta of the k tokens
@@ -141,20 +141,25 @@ class Rhythm:
         keeps 1 - alpha, and that token, its intro, gets alpha; other anchors get 1. Shares add up where they meet; an
         intro gets its share once, however many anchors point at it.
         """
-        share = anchors.clone()
-        for i, n in enumerate(lengths):
-            if n == 0:
-                continue
-            low_waad = waad[i, :n] <= waad[i, :n].quantile(0.5)
-            steep = delta[i, :n].quantile(0.6)
-            intros = set()
-            for t in (anchors[i, :n].bool() & low_waad).nonzero().flatten().tolist():
-                before = delta[i, max(0, t - self.k) : t]
-                if len(before) and before.max() >= steep:
-                    share[i, t] = 1 - self.alpha
-                    intros.add(max(0, t - self.k) + int(before.argmax()))
-            share[i, sorted(intros)] += self.alpha
-        return share
+        before = torch.nn.functional.pad(delta, (self.k, 0), value=-torch.inf).unfold(1, self.k, 1)[:, : delta.shape[1]]
+        highest = before.amax(-1)
+        follows = (waad <= _quantiles(waad, mask, 0.5)) & (highest >= _quantiles(delta, mask, 0.6))
+        dominated = anchors.bool() & follows & (highest > -torch.inf)
+        # The earliest of equal ones: argmax returns the first.
+        first = torch.arange(delta.shape[1], device=delta.device) - self.k + before.argmax(-1)
+        rows, at = dominated.nonzero(as_tuple=True)
+        intros = torch.zeros_like(anchors)
+        intros[rows, first[rows, at]] = 1.0
+        return torch.where(dominated, 1 - self.alpha, anchors) + self.alpha * intros
+
+
+def _quantiles(values: Tensor, mask: Tensor, q: float) -> Tensor:
+    """(B, 1): the linearly interpolated quantile of each row's masked tokens; infinite for a row without any."""
+    ascending = values.masked_fill(~mask, torch.inf).sort(1).values
+    at = q * (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+    low = at.floor().long()
+    below, above = ascending.gather(1, low), ascending.gather(1, at.ceil().long())
+    return torch.where(at == low, below, below + (at - low).to(values) * (above - below))
 
 
 def nearest_and_furthest(look_back: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
