@@ -9,6 +9,7 @@ import reference
 import torch
 import transformers
 from conftest import make_rollouts, tiny_policy, tiny_reward_model
+from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -317,3 +318,24 @@ def test_padding_does_not_shift_positions():
     model.model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
     read(model)
     assert (seen[0][:, -1] == ROLLOUTS.lengths + ROLLOUTS.prompt_mask.sum(1) - 1).all()
+
+
+def test_gradients_need_a_mode_that_allows_them():
+    with torch.no_grad():
+        expected = read(tiny_reward_model(), estimator="exact").influence
+        read(tiny_reward_model())
+    with torch.inference_mode():
+        torch.testing.assert_close(read(tiny_reward_model(), estimator="exact").influence, expected)
+        with pytest.raises(ValueError, match="inference_mode"):
+            read(tiny_reward_model())
+
+
+def test_adapters_of_the_reward_model_are_active():
+    plain = tiny_reward_model()
+    wrapped = get_peft_model(tiny_reward_model(), LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    fresh = read(wrapped).influence
+    torch.testing.assert_close(fresh, read(plain).influence)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    assert not torch.allclose(read(wrapped).influence, fresh, atol=1e-3)

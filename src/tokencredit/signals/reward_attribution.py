@@ -32,6 +32,11 @@ def attribute_reward(reward_model: RewardModel, rollouts: Rollouts, need: Reward
         ValueError: the null token does not exist, a process reward model meets rollouts without steps, or the tokens
             are not the reward model's.
     """
+    if torch.is_inference_mode_enabled() and need.estimator != "exact":
+        raise ValueError(
+            f"estimator {need.estimator!r} takes a gradient, which torch.inference_mode() forbids: leave it, or use "
+            "torch.no_grad() in its place"
+        )
     with torch.no_grad():
         null = null_embedding(reward_model, need.null, policy)
     together = reward_model.pads and need.estimator != "exact"
