@@ -1,3 +1,4 @@
+import dataclasses
 import statistics
 
 import pytest
@@ -184,3 +185,42 @@ def test_ablation_is_the_log_prob_that_the_answer_loses():
         assert int(exists.sum()) == sum(len(set(row.tolist()) - {-1}) for row in ROLLOUTS.step_index[:3])
     with pytest.raises(ValueError, match="mark_spans"):
         tc.ablate_steps(policy, make_rollouts(step_index=None))
+
+
+def test_labels_by_ablation_fit_though_a_completion_without_answer_has_more_steps():
+    r = make_rollouts((6, 12), (2, 2), (4, -1))
+    r = dataclasses.replace(r, step_index=torch.where(r.completion_mask, torch.arange(12) // 2, -1))
+    drop, exists = tc.ablate_steps(tiny_policy(), r)
+    essential = drop > drop[exists].mean()
+    assert tc.rank_heads(tiny_policy(), r, essential, exists)[0].pairs == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "fraction", "message"),
+    [
+        ("midle", 0.3, "bottom, middle, top, all"),
+        ((), 0.3, "at least one"),
+        ((9,), 0.3, "has 4"),
+        ("all", 0, "fraction"),
+    ],
+)
+def test_groups_that_cannot_be_made(layers, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        tc.group_heads(tiny_policy(), ROLLOUTS, layers, fraction)
+
+
+def test_a_layer_named_twice_counts_once():
+    policy = tiny_policy()
+    assert tc.group_heads(policy, ROLLOUTS, [3, -1, 1]) == tc.group_heads(policy, ROLLOUTS, (1, 3))
+
+
+def test_parameters_that_contradict_each_other(tmp_path):
+    path = write(tmp_path / "heads.json", tiny_policy())
+    with pytest.raises(ValueError, match="not of another"):
+        tc.method("attnpo", heads=path, model="another")
+    with pytest.raises(ValueError, match="exclude each other"):
+        tc.method("rhythm", heads="all", local_heads=[(1, 0)], global_heads=[(1, 1)])
+    with pytest.raises(ValueError, match="twice"):
+        tc.method("attnpo", heads=[(1, 0), (1, 0)])
+    with pytest.raises(ValueError, match="batch_size"):
+        tc.ablate_steps(tiny_policy(), ROLLOUTS, batch_size=0)

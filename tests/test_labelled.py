@@ -45,6 +45,10 @@ def test_steps_and_answers_lie_where_the_text_says(tmp_path):
         ({"prompt": "Q", "steps": ["b"]}, "none of them empty"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": [True, False]}, "1 steps need as many labels"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": ["yes"]}, "true, false or null"),
+        ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": [1]}, "true, false or null"),
+        ({"prompt": "Q", "steps": [], "answer": "3"}, "line 1: expected"),
+        ({"prompt": "Q", "steps": ["b", "4"], "answer": "2"}, "shares its only token"),
+        ({"prompt": "Q", "steps": ["b~"], "answer": "2"}, "does not give this text back"),
     ],
 )
 def test_broken_lines_are_named(tmp_path, row, message):
@@ -55,3 +59,16 @@ def test_broken_lines_are_named(tmp_path, row, message):
 def test_an_empty_file(tmp_path):
     with pytest.raises(ValueError, match="no completion"):
         load(tmp_path, [])
+
+
+def test_special_tokens_that_end_a_text_do_not_stand_behind_the_prompt(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = build_tokenizer()
+    ends = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(ROWS[0]))
+    prompt = load_labelled(path, tokenizer).rollouts.prompt_ids[0].tolist()
+    assert prompt[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in prompt

@@ -27,6 +27,8 @@ def ablate_steps(policy: nn.Module, rollouts: Rollouts, *, batch_size: int = 64)
     """
     if rollouts.step_index is None:
         raise ValueError("steps to remove are not known: call tc.mark_spans(rollouts, tokenizer) first")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
     drop = torch.zeros(len(rollouts), max(1, int(inside.max()) + 1), device=inside.device)
     exists = torch.zeros_like(drop, dtype=torch.bool)

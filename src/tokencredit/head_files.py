@@ -8,6 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_FORM = (
+    'expected {"model": "...", "heads": [{"layer": 1, "head": 0, "sra": 0.97, "pairs": 281}, ...], "completions": 148, '
+    '"labels": "..."}, at least one head, as `tokencredit heads --out` writes it'
+)
+
 
 class HeadRank(NamedTuple):
     """`sra`: the step ranking accuracy of a head, over `pairs` of an essential and a redundant step."""
@@ -55,11 +60,11 @@ class HeadFile:
         except FileNotFoundError:
             raise ValueError(f"there is no head file {path}: `tokencredit heads` writes one") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a head file: {error}") from None
+            raise ValueError(f"{path} is not a head file ({error}): {_FORM}") from None
         found._check(path)
         return found
 
     def _check(self, path: Any) -> None:
         numbers = [value for rank in self.heads for value in (rank.layer, rank.head, rank.pairs)]
         if not self.heads or not all(type(n) is int for n in numbers) or not isinstance(self.model, str):
-            raise ValueError(f"{path} is not a head file: it must name a model and at least one layer and head of it")
+            raise ValueError(f"{path} is not a head file: {_FORM}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.head_files import HeadRank
-from tokencredit.methods.base import step_means
+from tokencredit.methods.base import check_number, step_means
 from tokencredit.methods.rhythm import nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
@@ -49,15 +49,15 @@ def rank_heads(
     """
     if rollouts.step_index is None:
         raise ValueError("rank_heads needs step_index: call tc.mark_spans(rollouts, tokenizer) first")
-    steps = int(rollouts.step_index.max()) + 1
+    scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
+    steps = exists.shape[1]
     mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool()
     if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
         raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
     if mask.shape != essential.shape:
         raise ValueError(f"mask must have the shape of essential; got {tuple(mask.shape)}")
-    scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
-    known = exists & mask[:, : exists.shape[1]]
-    is_essential = essential[:, : exists.shape[1]].bool()
+    known = exists & mask[:, :steps]
+    is_essential = essential[:, :steps].bool()
     pairs = (known & is_essential)[:, :, None] & (known & ~is_essential)[:, None, :]
     count = int(pairs.sum())
     if count == 0:
@@ -133,11 +133,21 @@ def group_heads(
 ) -> tuple[Heads, Heads]:
     """Local and global heads for `rhythm`, fixed once: by their mean look-back distance over some completions.
 
+    Args:
+        layers: as in `Rhythm`, or the layers themselves.
+        head_fraction: the share of their heads in each group, in (0, 1].
+
     Returns:
         `local_heads` and `global_heads`, as the method takes them.
+
+    Raises:
+        ValueError: no completion has a token, or an argument is out of range.
     """
-    need = DistanceNeed(layers)
-    sampled = need.sample(causal_lm(policy).get_decoder().config.num_hidden_layers)
+    check_number("head_fraction", head_fraction, 0, 1, open_low=True)
+    count = causal_lm(policy).get_decoder().config.num_hidden_layers
+    wanted = DistanceNeed(layers if isinstance(layers, str) else tuple(layers)).sample(count)
+    sampled = sorted({layer % count if -count <= layer < count else layer for layer in wanted})
+    need = DistanceNeed(tuple(sampled))
     read = collect(policy, rollouts, Needs(distances=frozenset({need})), batch_size=batch_size).distances[need]
     spoken = rollouts.lengths > 0
     if not spoken.any():

@@ -60,23 +60,36 @@ class _Row(NamedTuple):
 
 def _row(record: Any, tokenizer: Any) -> _Row:
     expected = 'expected {"prompt": "...", "steps": ["...", ...], "answer": "...", "essential": [true, null, ...]}'
-    if not isinstance(record, dict) or not isinstance(record.get("steps"), list):
+    if not isinstance(record, dict) or not isinstance(record.get("steps"), list) or not record["steps"]:
         raise ValueError(expected)
     steps, texts = record["steps"], [record.get("prompt"), record.get("answer"), *record["steps"]]
     labels = record.get("essential", [None] * len(steps))
     if not all(isinstance(text, str) and text for text in texts) or not isinstance(labels, list):
         raise ValueError(f"{expected}, none of them empty")
-    if len(labels) != len(steps) or not all(label in (True, False, None) for label in labels):
+    if len(labels) != len(steps) or not all(label is None or type(label) is bool for label in labels):
         raise ValueError(f"{len(steps)} steps need as many labels in essential, true, false or null; got {labels}")
-    prompt = list(tokenizer(record["prompt"]).input_ids)
-    completion = list(tokenizer("".join(steps) + record["answer"], add_special_tokens=False).input_ids)
+    prompt, text = _prompt(record["prompt"], tokenizer), "".join(steps) + record["answer"]
+    completion = list(tokenizer(text, add_special_tokens=False).input_ids)
+    pieces = text_pieces(tokenizer, completion)
+    if "".join(pieces) != text:
+        raise ValueError("the tokenizer does not give this text back as it is, so its steps cannot be found in tokens")
     ends = list(accumulate(map(len, steps)))
-    starts = [0, *accumulate(map(len, text_pieces(tokenizer, completion)))][: len(completion)]
+    starts = [0, *accumulate(map(len, pieces))][: len(completion)]
     step_index = [-1 if start >= ends[-1] else bisect_right(ends, start) for start in starts]
     answer_start = next((t for t, k in enumerate(step_index) if k < 0), -1)
+    if answer_start < 0:
+        raise ValueError("the answer shares its only token with the last step: move a character from one to the other")
     return _Row(
         prompt, completion, step_index, answer_start, [x is True for x in labels], [x is not None for x in labels]
     )
+
+
+def _prompt(text: str, tokenizer: Any) -> list[int]:
+    """With the special tokens that begin a text, without those that end it."""
+    ids = list(tokenizer(text).input_ids)
+    plain = list(tokenizer(text, add_special_tokens=False).input_ids)
+    closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1:][0] else ids
 
 
 def _batch(rows: list[_Row]) -> Labelled:

@@ -60,6 +60,9 @@ def test_stability_ablation_and_rhythm(models):
     ("args", "message"),
     [
         (["--labels", "guess"], "exact or ablation"),
+        (["--out", "heads.svg"], "must name a .json file"),
+        (["--out", "nowhere/heads.json"], "a folder that exists"),
+        (["absent", "--traces", "mine.jsonl"], "cannot be loaded"),
         (["--traces", "mine.jsonl"], "needs the MODEL"),
         (["absent"], "cannot be loaded"),
         (["--task", "nope"], "Valid tasks"),

@@ -11,6 +11,7 @@ import transformers
 from conftest import make_rollouts, tiny_policy, tiny_reward_model
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import tokencredit as tc
@@ -276,7 +277,7 @@ def test_text_pieces_join_to_the_text():
         (lambda: _labels(3), "3 labels"),
         (lambda: _labels(2), "2 labels"),
         (lambda: tc.RewardModel(affine, separator="\n"), "needs tokenizer="),
-        (lambda: tc.RewardModel(affine, prompt_text=str), "needs policy_tokenizer="),
+        (lambda: tc.RewardModel(affine, prompt_text=str), "need policy_tokenizer="),
         (lambda: tc.RewardModel(affine, object(), LETTERS), "fast one"),
         (lambda: lambda e: e, "must turn embeddings"),
         (lambda: lambda e: 1.0, "got float"),
@@ -339,3 +340,75 @@ def test_adapters_of_the_reward_model_are_active():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)
     assert not torch.allclose(read(wrapped).influence, fresh, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["taylor", "exact", "integrated"])
+def test_a_classifier_without_a_pad_token(estimator):
+    with_pad, without = (tiny_reward_model(pad_token_id=token) for token in (0, None))
+    without.load_state_dict(with_pad.state_dict())
+    a, b = (read(model, null="zero", estimator=estimator, path_points=2) for model in (with_pad, without))
+    torch.testing.assert_close(a.influence, b.influence, atol=1e-5, rtol=1e-4)
+
+
+def test_integrated_from_nothing_in_bfloat16():
+    """Near a null token of norm 0 the model normalises what is left, rounding included."""
+    exact = read(tiny_reward_model(), estimator="integrated").influence
+    rounded = read(tiny_reward_model().to(torch.bfloat16), estimator="integrated").influence
+    assert (exact - rounded).abs().max() < 0.15 * exact.abs().max()
+
+
+def sentencepiece_like(vocabulary, template=None):
+    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    if template is not None:
+        backend.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?", bos_token="<s>", eos_token="</s>")
+
+
+def test_the_space_between_prompt_and_completion_is_kept():
+    tokenizer = sentencepiece_like(["?", "<s>", "</s>", "\u2581q", "\u2581yes", "\u2581no"])
+    assert text_pieces(tokenizer, [4, 5], before=[3]) == [" yes", " no"]
+    assert text_pieces(tokenizer, [4, 5]) == ["yes", " no"]
+
+
+def test_special_tokens_of_another_tokenizer_stand_once():
+    """The reward model's own begins the text unless the text does; the policy's end of sequence is no text."""
+    policy_tokenizer = sentencepiece_like(["?", "<s>", "</s>", "\u2581q", "\u2581yes", "\u2581no"])
+    own = sentencepiece_like(["?", "<s>", "</s>", "\u2581q", "\u2581yes", "\u2581no"], template="<s> $A")
+
+    def laid_out(prompt, **more):
+        ones = torch.ones(1, len(prompt)), torch.ones(1, 3)
+        rollouts = tc.Rollouts(torch.tensor([prompt]), ones[0], torch.tensor([[4, 5, 2]]), ones[1])
+        return lay_out(tc.RewardModel(affine, own, policy_tokenizer, **more), rollouts, 0)
+
+    assert laid_out([3]).ids == [1, 3, 4, 5]
+    for once in (laid_out([1, 3]), laid_out([3], prompt_text=lambda prompt: f"<s>{prompt}")):
+        assert once.ids[0] == 1
+        assert once.ids.count(1) == 1
+        assert once.ids[-2:] == [4, 5]
+    ended = laid_out([3], end_text="</s>")
+    assert ended.ids == [1, 3, 4, 5, 2]
+    assert {token for token, _, _ in ended.shares} == {0, 1}
+
+
+class Dropping(torch.nn.Module):
+    def score(self, embeddings):
+        return torch.nn.functional.dropout(embeddings, 0.5, self.training).sum((1, 2))
+
+
+def test_a_method_of_a_module_is_read_in_evaluation_mode():
+    scorer = Dropping().train()
+    assert torch.equal(read(scorer.score).reward, read(scorer.score).reward)
+    assert scorer.training
+
+
+def test_rewards_without_a_gradient_and_models_without_a_head():
+    for reward in (torch.no_grad()(affine), lambda e: torch.ones(len(e))):
+        with pytest.raises(ValueError, match='use estimator="exact"'):
+            read(reward)
+    assert read(torch.no_grad()(affine), estimator="exact").influence.abs().max() > 1
+    with pytest.raises(ValueError, match="no classification head"):
+        read(tiny_reward_model().model)
+    with pytest.raises(ValueError, match="outside the 64 embeddings"):
+        read(tiny_reward_model(eos_token_id=64), null="eos")

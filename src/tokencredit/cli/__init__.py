@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -40,6 +39,4 @@ def _options(
 
 def main() -> None:
     """Entry point of the `tokencredit` command."""
-    # Nothing here needs a hub; without this, transformers would ask it about local models.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     app()

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tokencredit.cli.rhythm import print_rhythm
-from tokencredit.cli.terminal import console, needed_packages, quiet_libraries, user_errors
+from tokencredit.cli.terminal import console, needed_packages, offline, quiet_libraries, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.head_files import HeadRank
@@ -56,6 +56,8 @@ def heads(
 
     The head file serves training: credit_params={"heads": "heads.json"}.
     """
+    if model is None or Path(model).exists():
+        offline()
     with needed_packages("quickstart"):
         from tokencredit.ablation import ablate_steps
         from tokencredit.heads import head_stability, rank_heads
@@ -63,6 +65,8 @@ def heads(
     with user_errors():
         if labels not in ("exact", "ablation"):
             raise ValueError(f"labels must be exact or ablation; got {labels!r}")
+        if out is not None and (out.suffix == ".svg" or not out.absolute().parent.is_dir()):
+            raise ValueError(f"--out must name a .json file in a folder that exists; got {out}")
         policy, tokenizer, found = _read(model, traces, task, level, seed, warmup_steps, completions)
         if labels == "ablation":
             drop, mask = ablate_steps(policy, found.rollouts)
@@ -101,8 +105,14 @@ def _read(
             raise ValueError("--traces needs the MODEL that reads them")
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        return _load(model), tokenizer, load_labelled(traces, tokenizer)
+        users_own = _load(model)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the tokenizer of {model} cannot be loaded: {error}") from None
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return users_own, tokenizer, load_labelled(traces, tokenizer)
     chosen, tokenizer = find_task(task) if level is None else find_task(task, level=level), build_tokenizer()
     recipe = WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps)
     policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else _load(model)

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, quiet_libraries, user_errors
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
@@ -43,6 +43,7 @@ def quickstart(
 
     The policies share checkpoint, problems, seed and rollout budget; methods that read a LoRA adapter train one.
     """
+    offline()
     with needed_packages("quickstart"):
         from tokencredit import methods as all_methods
         from tokencredit.report import write_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -39,6 +40,11 @@ def needed_packages(extra: str) -> Iterator[None]:
         install = escape(f'pip install "tokencredit[{extra}]"')
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] this command needs {error.name}: {install}")
         raise typer.Exit(1) from None
+
+
+def offline() -> None:
+    """For what needs no hub: transformers would ask it about local models. To be called before it is imported."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def quiet_libraries() -> None:

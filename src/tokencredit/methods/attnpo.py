@@ -54,6 +54,8 @@ class AttnPO:
     def __post_init__(self) -> None:
         if isinstance(self.heads, str | PathLike):
             file = HeadFile.read(self.heads)
+            if self.model not in (None, file.model):
+                raise ValueError(f"the heads of {self.heads} are those of {file.model}, not of {self.model}")
             object.__setattr__(self, "heads", file.pairs)
             object.__setattr__(self, "model", file.model)
         object.__setattr__(self, "heads", check_heads("heads", self.heads, "tc.rank_heads"))

@@ -73,6 +73,8 @@ def check_heads(name: str, heads: Any, found_by: str) -> tuple[tuple[int, int], 
             f"{name} must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)), which {found_by} finds; "
             f"got {heads!r}"
         )
+    if len(set(pairs)) < len(pairs):
+        raise ValueError(f"{name} names a head twice: {heads!r}")
     return tuple((layer, head) for layer, head in pairs)
 
 

@@ -75,6 +75,8 @@ class Rhythm:
             raise ValueError(f"horizon must be (low, high) with 1 <= low <= high; got {self.horizon}")
         if (self.local_heads is None) != (self.global_heads is None):
             raise ValueError("give local_heads and global_heads together, or neither")
+        if self.local_heads is not None and self.heads == "all":
+            raise ValueError('heads="all" and groups of heads exclude each other: give one of them')
         if self.local_heads is not None and self.global_heads is not None:
             object.__setattr__(self, "local_heads", check_heads("local_heads", self.local_heads, "tc.group_heads"))
             object.__setattr__(self, "global_heads", check_heads("global_heads", self.global_heads, "tc.group_heads"))

@@ -56,7 +56,7 @@ def collect(
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     starts = range(0, max(1, len(rollouts)), size)
     with ExitStack() as stack:
-        for model in (policy, reference_model, scorer and scorer.model):
+        for model in (policy, reference_model, scorer and scorer.module):
             if isinstance(model, nn.Module):
                 stack.enter_context(reading(model))
         parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer) for i in starts]

@@ -2,7 +2,8 @@
 
 The influence of a token is the reward that would be lost if a null token stood in its place. `exact` replaces every
 token in turn; `taylor` estimates all of them from one gradient, grad R(E) . (e_i - e_null); `integrated` averages the
-gradient along the straight way from a completion of null tokens, so that influences sum to the whole difference.
+gradient along the straight way from a completion of null tokens, so that influences sum to the whole difference, given
+points enough; with a null token near zero that takes more than is practical, for models that normalise what they read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tokencredit.precision import widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import Layout, lay_out
 from tokencredit.signals.reward_model import RewardModel, null_embedding
@@ -66,7 +68,7 @@ class _Batch:
         ]
         self._token = torch.tensor([token for token, _, _ in shares], dtype=torch.long, device=device)
         self._position = torch.tensor([position for _, position, _ in shares], dtype=torch.long, device=device)
-        self._share = torch.tensor([share for _, _, share in shares], dtype=torch.float64, device=device)
+        self._share = torch.tensor([share for _, _, share in shares], device=device)
         self._replaceable = torch.zeros_like(self._mask)
         self._replaceable.view(-1)[self._position] = True
 
@@ -90,9 +92,11 @@ class _Batch:
 
     def _integrated(self, null: Tensor, need: RewardNeed) -> _Found:
         """The slopes averaged over midpoints of the path from null tokens to E."""
-        away = self._replaceable[..., None] * (self._embeddings - null)
-        back = [1 - (j + 0.5) / need.path_points for j in range(need.path_points)]
-        slopes = torch.stack([self._slopes(self._embeddings - b * away, null, need)[0] for b in back])
+        # Made from its null end, in float32: in bfloat16 E - (E - null) would be rounding where null is near zero.
+        start = torch.where(self._replaceable[..., None], null, self._embeddings).float()
+        away, kind = self._embeddings.float() - start, self._embeddings.dtype
+        ahead = [(j + 0.5) / need.path_points for j in range(need.path_points)]
+        slopes = torch.stack([self._slopes((start + a * away).to(kind), null, need)[0] for a in ahead])
         with torch.no_grad():
             return slopes.mean(0), *self._rewards(self._embeddings)
 
@@ -102,9 +106,14 @@ class _Batch:
         with torch.enable_grad():
             rewards, by_step = self._rewards(at)
             targets = _targets(rewards, need).sum(0).unbind()
+            if not rewards.requires_grad:
+                raise ValueError(
+                    "the reward does not depend on the embeddings in a way that can be differentiated (is it computed "
+                    'under no_grad?): use estimator="exact"'
+                )
             gradients = [torch.autograd.grad(target, at, retain_graph=True)[0] for target in targets]
         away = self._embeddings - null
-        return torch.stack([(g.double() * away).sum(-1) for g in gradients], -1), rewards.detach(), by_step
+        return torch.stack([(widened(g) * away).sum(-1) for g in gradients], -1), rewards.detach(), by_step
 
     def _exact(self, null: Tensor, need: RewardNeed) -> _Found:
         """What each target of the one row loses when a position is replaced."""
@@ -113,8 +122,9 @@ class _Batch:
             whole = _targets(rewards, need)
             lost = whole.new_zeros(self._mask.shape[1], whole.shape[1])
             replaceable = self._replaceable[0].nonzero().flatten()
-            for start in range(0, len(replaceable), _MAX_REPLACED):
-                positions = replaceable[start : start + _MAX_REPLACED]
+            at_once = min(_MAX_REPLACED, self._reward_model.most_rows)
+            for start in range(0, len(replaceable), at_once):
+                positions = replaceable[start : start + at_once]
                 copies = self._embeddings.repeat(len(positions), 1, 1)
                 copies[torch.arange(len(positions)), positions] = null
                 lost[positions] = whole - _targets(self._rewards(copies)[0], need)
@@ -124,16 +134,16 @@ class _Batch:
         """(R, K) in float64, 0 where a completion has no such segment, and whether the segments are steps."""
         scores = self._reward_model(embeddings, self._mask.expand(len(embeddings), -1))
         if scores.ndim == 1:
-            return scores.double()[:, None], False
+            return widened(scores)[:, None], False
         if self._rollouts.step_index is None:
             raise ValueError("a process reward model scores steps: call tc.mark_spans(rollouts, tokenizer) first")
         ends = self._ends.expand(len(embeddings), -1)
-        return torch.where(ends >= 0, scores.double().gather(1, ends.clamp(min=0)), 0.0), True
+        return torch.where(ends >= 0, widened(scores).gather(1, ends.clamp(min=0)), 0.0), True
 
     def _on_tokens(self, values: Tensor) -> Tensor:
         """(R, n) at the reward model's positions -> (R, T) on the completion's tokens."""
-        grid = torch.zeros(self._rollouts.completion_ids.numel(), dtype=torch.float64, device=values.device)
-        shared = values.reshape(-1)[self._position] * self._share
+        grid = torch.zeros(self._rollouts.completion_ids.numel(), dtype=values.dtype, device=values.device)
+        shared = values.reshape(-1)[self._position] * self._share.to(values)
         return grid.index_add_(0, self._token, shared).view(self._rollouts.completion_ids.shape)
 
 

@@ -36,16 +36,24 @@ def lay_out(reward_model: RewardModel, rollouts: Rollouts, i: int) -> Layout:
     return _by_characters(reward_model, prompt, completion, last)
 
 
-def text_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+def text_pieces(tokenizer: Any, ids: list[int], before: list[int] | None = None) -> list[str]:
     """What each token adds to the text; joined, they are the text. A character spread over several tokens belongs to
-    the last of them, and the others add nothing."""
+    the last of them, and the others add nothing.
+
+    Args:
+        before: the tokens that the first one follows; some tokenizers drop a leading space at the start of a text.
+    """
+    start = (before or [])[-1:]
+    return _pieces(tokenizer, start + ids)[len(start) :]
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
     def decode(part: list[int]) -> str:
         return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     pieces, done = [], 0
     for t in range(len(ids)):
-        # Decoded behind the token before: SentencePiece drops a leading space at the start of a text.
         context = max(0, done - 1)
         piece = decode(ids[context : t + 1])[len(decode(ids[context:done])) :]
         unfinished = (not piece or piece.endswith("\N{REPLACEMENT CHARACTER}")) and t - done < 3
@@ -59,7 +67,7 @@ def _same_tokens(reward_model: RewardModel, prompt: list[int], completion: list[
     extra: list[int] = []
     if separator is not None:
         extra = tokenizer(separator, add_special_tokens=False).input_ids
-    pieces = text_pieces(tokenizer, completion) if extra else []
+    pieces = text_pieces(tokenizer, completion, prompt) if extra else []
     ids, shares, ends = list(prompt), [], {}
     for t, token in enumerate(completion):
         shares.append((t, len(ids), 1.0))
@@ -76,7 +84,10 @@ def _by_characters(reward_model: RewardModel, prompt: list[int], completion: lis
     before = reward_model.policy_tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     text = before if reward_model.prompt_text is None else reward_model.prompt_text(before)
     starts, owners, step_ends = [], [], {}
-    for t, piece in enumerate(text_pieces(reward_model.policy_tokenizer, completion)):
+    pieces = text_pieces(reward_model.policy_tokenizer, completion, prompt)
+    if completion and completion[-1] == reward_model.policy_tokenizer.eos_token_id:
+        pieces[-1] = ""  # the end of sequence is no text; to another model its name would be
+    for t, piece in enumerate(pieces):
         starts.append(len(text))
         owners.append(t)
         text += piece
@@ -86,12 +97,15 @@ def _by_characters(reward_model: RewardModel, prompt: list[int], completion: lis
                 owners.append(-1)
                 text += separator
             step_ends[last[t]] = len(text) - 1
-    encoded = reward_model.tokenizer(text, return_offsets_mapping=True)
+    end_of_completion = len(text)
+    text += reward_model.end_text
+    written = reward_model.prompt_text is not None or text.startswith(reward_model.tokenizer.bos_token or "\0")
+    encoded = reward_model.tokenizer(text, add_special_tokens=not written, return_offsets_mapping=True)
     offsets = encoded.offset_mapping
     shares = []
     for position, (start, end) in enumerate(offsets):
         for index in range(max(0, bisect_right(starts, start) - 1), bisect_right(starts, end - 1)):
-            stop = starts[index + 1] if index + 1 < len(starts) else len(text)
+            stop = starts[index + 1] if index + 1 < len(starts) else end_of_completion
             overlap = min(end, stop) - max(start, starts[index])
             if overlap > 0 and owners[index] >= 0:
                 shares.append((owners[index], position, overlap / (end - start)))

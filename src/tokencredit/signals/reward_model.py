@@ -26,8 +26,9 @@ class RewardModel:
             one, and aligned by characters; this needs a fast tokenizer.
         separator: what a process reward model expects behind each step (TRL: a newline), where it is read; a step that
             ends with it gets no second one. None: it is read at the step's own last token.
+        end_text: what follows the completion, such as the end of a turn. Needs `policy_tokenizer`.
         prompt_text: what stands before the completion, made of the prompt's text (such as the reward model's own chat
-            template); the same text by default. Needs `policy_tokenizer`.
+            template, with its special tokens); the same text by default. Needs `policy_tokenizer`.
         embeddings: the input embeddings of a function; by default the policy's.
 
     Raises:
@@ -40,13 +41,14 @@ class RewardModel:
     policy_tokenizer: Any = None
     separator: str | None = None
     prompt_text: Callable[[str], str] | None = None
+    end_text: str = ""
     embeddings: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and (self.policy_tokenizer is not None or self.separator is not None):
             raise ValueError("a separator or a policy_tokenizer needs tokenizer=, the reward model's own")
-        if self.policy_tokenizer is None and self.prompt_text is not None:
-            raise ValueError("prompt_text needs policy_tokenizer=, which reads the prompt")
+        if self.policy_tokenizer is None and (self.prompt_text is not None or self.end_text):
+            raise ValueError("prompt_text and end_text need policy_tokenizer=, which reads the prompt")
         if self.policy_tokenizer is not None and not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("a reward model with another tokenizer needs a fast one, which knows character offsets")
         if self._is_classifier and self._unwrapped.config.num_labels > 2:
@@ -75,6 +77,18 @@ class RewardModel:
         causal = isinstance(self._unwrapped, GenericForSequenceClassification | GenericForTokenClassification)
         return causal and self._unwrapped.config.get_text_config().pad_token_id is not None
 
+    @property
+    def most_rows(self) -> int:
+        """How many rows of equal length may go through it at once; transformers refuses several without a pad token."""
+        lonely = self._is_classifier and self._unwrapped.config.get_text_config().pad_token_id is None
+        return 1 if lonely else 1 << 30
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module to read in evaluation mode: the model, or the one whose method the function is."""
+        owner = self.model if isinstance(self.model, nn.Module) else getattr(self.model, "__self__", None)
+        return owner if isinstance(owner, nn.Module) else None
+
     def embed(self, policy: Any) -> nn.Module:
         """The input embeddings: the classifier's, or those that the function was given, or `policy`'s."""
         if self._is_classifier:
@@ -100,7 +114,10 @@ class RewardModel:
         batch: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": mask.long()}
         if self.pads:
             batch |= {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0), "use_cache": False}
-        logits = self.model(**batch).logits.float()
+        output = self.model(**batch)
+        if getattr(output, "logits", None) is None:
+            raise ValueError(f"{type(self._unwrapped).__name__} has no classification head: {_LABELS}")
+        logits = output.logits.float()
         if logits.shape[-1] == 1:
             return self._checked(logits[..., 0], embeddings)
         if logits.ndim == 3 and logits.shape[-1] == 2:
@@ -119,7 +136,8 @@ class RewardModel:
 
     @property
     def _unwrapped(self) -> Any:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model = getattr(self.model, "_orig_mod", self.model)  # behind torch.compile
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
     def _is_classifier(self) -> bool:
@@ -140,6 +158,7 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
     """
     embed = reward_model.embed(policy)
     device = next(embed.parameters()).device
+    count = next(embed.parameters()).shape[0]
     if kind in ("pad", "eos"):
         token = reward_model.special_token(kind, policy)
         if token is None:
@@ -147,8 +166,9 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
                 f"null {kind!r} asked for, but the reward model has no {kind} token: give RewardModel a tokenizer that "
                 'has one, or choose null="zero" or null="mean"'
             )
+        if token >= count:
+            raise ValueError(f"the {kind} token {token} is outside the {count} embeddings: resize_token_embeddings")
         return embed(torch.tensor(token, device=device))
-    count = next(embed.parameters()).shape[0]
     if kind == "zero":
         return torch.zeros_like(embed(torch.tensor(0, device=device)))
     parts = torch.arange(count, device=device).split(4096)

@@ -24,6 +24,15 @@ class DistanceNeed:
     window: int = 10
     horizon: tuple[int, int] = (10, 100)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            if self.layers not in ("bottom", "middle", "top", "all"):
+                raise ValueError(f"layers must be bottom, middle, top, all, or layer numbers; got {self.layers!r}")
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers or not all(type(layer) is int for layer in self.layers):
+            raise ValueError(f"layers must be whole numbers, at least one; got {self.layers!r}")
+
     def sample(self, count: int) -> list[int]:
         """The layers, of `count`: for `middle` round(linspace(L//3, 2*L//3, 5)), duplicates dropped."""
         if not isinstance(self.layers, str):
