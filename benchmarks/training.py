@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tokencredit.cli.terminal import quiet_libraries
-from tokencredit.testbed.evaluate import completion_text
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems
 from tokencredit.testbed.tasks import step_starts, task
+from tokencredit.testbed.training import correctness
 from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
@@ -41,11 +40,6 @@ def trainer_for(method: str, timing: str, steps: int, folder: str) -> CreditGRPO
     gather, tokenizer = task("gather"), build_tokenizer()
     policy, _ = warmed_up_policy(gather, WarmUp())
     problems = generate_problems(gather, 400, held_out=False, seed=0)
-
-    def correct(completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
-        texts = [completion_text(ids, tokenizer) for ids in completion_ids]
-        return [float(gather.verify(problems[i], text)) for i, text in zip(problem, texts, strict=True)]
-
     args = CreditGRPOConfig(
         credit_method=method,
         credit_timing=timing,
@@ -66,7 +60,7 @@ def trainer_for(method: str, timing: str, steps: int, folder: str) -> CreditGRPO
     adapter = {"peft_config": LoraConfig(r=8, target_modules="all-linear")} if method in ("arca", "divergence") else {}
     return CreditGRPOTrainer(
         policy,
-        correct,
+        correctness(gather, problems, tokenizer),
         args=args,
         train_dataset=Dataset.from_dict(
             {"prompt": [p.prompt for p in problems], "problem": list(range(len(problems)))}

@@ -72,17 +72,13 @@ def train(
     prompts = [training[i % len(training)] for i in range(max(len(training), budget.prompts))]
     dataset = Dataset.from_dict({"prompt": [p.prompt for p in prompts], "problem": list(range(len(prompts)))})
 
-    def correct(completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
-        texts = [completion_text(ids, tokenizer) for ids in completion_ids]
-        return [float(task.verify(prompts[i], text)) for i, text in zip(problem, texts, strict=True)]
-
     recorder = _Recorder(tokenizer, task, held_out, budget, on_step)
     lora = LoraConfig(r=budget.lora_rank, lora_alpha=2 * budget.lora_rank, target_modules="all-linear")
     # The adapter's random start comes from here, so a method's run does not depend on which ran before it.
     torch.manual_seed(budget.seed)
     trainer = CreditGRPOTrainer(
         copy.deepcopy(checkpoint),
-        correct,
+        correctness(task, prompts, tokenizer),
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
@@ -97,6 +93,16 @@ def train(
     seconds = time.perf_counter() - started - recorder.evaluation_seconds
     policy = trainer.accelerator.unwrap_model(trainer.model).eval()
     return Trained(trainer.credit_method.name, policy, seconds, recorder.tokens)
+
+
+def correctness(task: Task, problems: Sequence[Problem], tokenizer: Any) -> Callable[..., list[float]]:
+    """A reward function for TRL: 1 where the answer is right. The dataset's column `problem` says which one it is."""
+
+    def correct(completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
+        texts = [completion_text(ids, tokenizer) for ids in completion_ids]
+        return [float(task.verify(problems[i], text)) for i, text in zip(problem, texts, strict=True)]
+
+    return correct
 
 
 def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOConfig:
