@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from tokencredit.cli.eval import evaluate
 from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
 from tokencredit.cli.report import report
+from tokencredit.cli.train import train
 
 app = typer.Typer(
     name="tokencredit",
@@ -20,6 +22,8 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(heads)
 app.command()(report)
+app.command("eval")(evaluate)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 
 def _version(asked: bool) -> None:

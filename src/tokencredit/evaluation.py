@@ -1,0 +1,286 @@
+"""How well a model solves problems: accuracy, avg@n and pass@k, by any reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jinja2 import TemplateError
+from transformers import GenerationConfig
+
+from tokencredit.analysis.bootstrap import bootstrap_interval
+from tokencredit.rewards import Reward, check
+from tokencredit.rewards.base import as_completion
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems and its 95 % interval: Wilson's where every problem has 0 or 1, else by bootstrap.
+
+    None for the bounds where one problem with a fraction tells nothing of the spread.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What `evaluate` found; `as_json` is ready for `json.dumps`.
+
+    Attributes:
+        problems: how many. samples: completions a problem.
+        reward: the mean reward: accuracy at one sample, avg@n at n.
+        pass_at_k: k -> the chance that one of k samples is right; k in powers of two up to `samples`. Empty where the
+            reward gave anything besides 0 and 1.
+        tokens: mean length of a completion, its end of sequence included.
+        truncated: share of completions that `max_new_tokens` cut off.
+    """
+
+    problems: int
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    reward: Estimate
+    pass_at_k: dict[int, Estimate]
+    tokens: float
+    truncated: float
+
+    def as_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        return {**content, "pass_at_k": {str(k): value for k, value in content["pass_at_k"].items()}}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One completion of the problem in row `row`: its text, its length in tokens, its reward."""
+
+    row: int
+    completion: str
+    tokens: int
+    truncated: bool
+    reward: float
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): the unbiased chance that one of k samples is right (Chen et al. 2021, 2107.03374).
+
+    Args:
+        n: samples drawn. c: how many are right. k: from 1 to n.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    problems: Dataset,
+    reward: Reward,
+    *,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    batch_size: int = 16,
+    seed: int = 0,
+    on_progress: Callable[[int, Sequence[Scored]], None] | None = None,
+) -> EvaluationReport:
+    """Sample completions of every problem and score them.
+
+    The model's own generation settings (a repetition penalty, top-k) do not apply, but for its ends of sequence. In
+    float32 a greedy result does not depend on `batch_size`; in lower precision padding may tip a tie, and sampled
+    completions always depend on it. Torch's random state and the model are left as they were.
+
+    Args:
+        problems: with the columns `prompt` (text or chat messages) and whatever the reward reads; see `load_problems`.
+        temperature: 0 is greedy, with one sample.
+        batch_size: completions at a time.
+        on_progress: called with the number of problems done, and the completions that are new.
+
+    Raises:
+        ValueError: the settings, the problems, the tokenizer's chat template or the reward's values do not fit.
+    """
+    _check_settings(problems, samples, temperature, top_p, max_new_tokens, batch_size)
+    columns = {name: list(problems[name]) for name in problems.column_names}
+    check(reward, columns)
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in columns["prompt"]]
+    config = _generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
+    scored: list[Scored] = []
+    with _sampling_from(model, seed):
+        # Whole problems at a time, so that a reward over groups sees each group whole.
+        step = max(1, batch_size // samples)
+        for start in range(0, len(problems), step):
+            rows = [row for row in range(start, min(start + step, len(problems))) for _ in range(samples)]
+            prompts = [encoded[row] for row in rows]
+            batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+            ids = [completion for batch in batches for completion in _generate(model, batch, config)]
+            new = _score(rows, ids, columns, reward, tokenizer, config.eos_token_id)
+            scored += new
+            if on_progress is not None:
+                on_progress(rows[-1] + 1, new)
+    settings: dict[str, Any] = {
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+    }
+    return _report(scored, seed=seed, **settings)
+
+
+def _report(scored: Sequence[Scored], *, samples: int, **settings: Any) -> EvaluationReport:
+    by_problem = [[s.reward for s in scored[i : i + samples]] for i in range(0, len(scored), samples)]
+    return EvaluationReport(
+        problems=len(by_problem),
+        samples=samples,
+        **settings,
+        reward=_estimate([sum(rewards) / samples for rewards in by_problem]),
+        pass_at_k=_pass_at_powers(by_problem, samples),
+        tokens=sum(s.tokens for s in scored) / len(scored),
+        truncated=sum(s.truncated for s in scored) / len(scored),
+    )
+
+
+def encode_prompt(prompt: Any, tokenizer: Any) -> list[int]:
+    """The ids that a model is to continue: of text as it is, of chat messages through the chat template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that does not open the assistant's turn or that refuses
+            these messages; or there is no token.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt).input_ids)
+    else:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "the prompts are chat messages, but the tokenizer has no chat template: take an instruction-tuned "
+                "model, set tokenizer.chat_template, or give prompts as text"
+            )
+        text = _rendered(prompt, tokenizer, open_turn=True)
+        if text == _rendered(prompt, tokenizer, open_turn=False):
+            raise ValueError(
+                "the tokenizer's chat template has no generation prompt (it ignores add_generation_prompt), so the "
+                "model would not know that it is its turn: set a chat template that has one"
+            )
+        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if not ids:
+        raise ValueError(f"the prompt {prompt!r:.60} has no token")
+    return ids
+
+
+def _rendered(messages: Any, tokenizer: Any, *, open_turn: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the prompt {messages!r:.80}: {error}") from None
+
+
+def _check_settings(
+    problems: Dataset, samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
+) -> None:
+    if len(problems) == 0 or "prompt" not in problems.column_names:
+        raise ValueError(f"expected problems with a column prompt; got {len(problems)} with {problems.column_names}")
+    for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+        raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1; got {temperature} and {top_p}")
+    if temperature == 0 and samples > 1:
+        raise ValueError(f"{samples} samples at temperature 0 would all be the same: use a temperature, or one sample")
+
+
+def _generation_config(
+    model: Any, tokenizer: Any, temperature: float, top_p: float, max_new_tokens: int
+) -> GenerationConfig:
+    known = model.generation_config.eos_token_id
+    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    # Padding is masked, so any token will do.
+    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, **sampling)
+
+
+@contextmanager
+def _sampling_from(model: Any, seed: int) -> Iterator[None]:
+    """Seeded, in evaluation mode, and without the model's own generation settings; then all as before."""
+    training, own = model.training, model.generation_config
+    model.eval()
+    # `generate` would fill what a config leaves open from the model's own, a repetition penalty for instance.
+    model.generation_config = GenerationConfig()
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.generation_config = own
+        model.train(training)
+
+
+def _generate(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
+    """Token ids of a completion each, up to and including the end of sequence where there is one."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[config.pad_token_id] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    with torch.no_grad():
+        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    lengths = [next((i + 1 for i, token in enumerate(row) if token in config.eos_token_id), len(row)) for row in made]
+    return [row[:length] for row, length in zip(made, lengths, strict=True)]
+
+
+def _score(
+    rows: Sequence[int],
+    ids: Sequence[list[int]],
+    columns: Mapping[str, Sequence[Any]],
+    reward: Reward,
+    tokenizer: Any,
+    ends: Sequence[int],
+) -> list[Scored]:
+    """The completions `ids` of the problems `rows`, scored as TRL's trainers would call the reward."""
+    texts = [tokenizer.decode(completion, skip_special_tokens=True) for completion in ids]
+    prompts = [columns["prompt"][row] for row in rows]
+    rewards = reward(
+        prompts=prompts,
+        completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        completion_ids=list(ids),
+        **{name: [values[row] for row in rows] for name, values in columns.items() if name != "prompt"},
+    )
+    if len(rewards) != len(rows):
+        raise ValueError(f"the reward gave {len(rewards)} values for {len(rows)} completions; expected one each")
+    if wrong := [(row, r) for row, r in zip(rows, rewards, strict=True) if r is None or not math.isfinite(r)]:
+        raise ValueError(f"the reward of problem {wrong[0][0]} is {wrong[0][1]}; expected a number: drop such problems")
+    return [
+        Scored(row, text, len(completion), completion[-1] not in ends, float(r))
+        for row, text, completion, r in zip(rows, texts, ids, (r for r in rewards if r is not None), strict=True)
+    ]
+
+
+def _pass_at_powers(by_problem: Sequence[Sequence[float]], samples: int) -> dict[int, Estimate]:
+    if any(reward not in (0, 1) for rewards in by_problem for reward in rewards):
+        return {}
+    right = [int(sum(rewards)) for rewards in by_problem]
+    powers = [1 << i for i in range(samples.bit_length())]
+    return {k: _estimate([pass_at_k(samples, c, k) for c in right]) for k in powers}
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    n, mean = len(values), sum(values) / len(values)
+    if all(value in (0, 1) for value in values):
+        # Wilson's score interval; unlike the bootstrap it has a width where all are right.
+        z = 1.959964
+        centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
+    column = torch.tensor(values, dtype=torch.float64)[:, None]
+    interval = bootstrap_interval(column, lambda means: means[:, 0], torch.Generator().manual_seed(0))
+    return Estimate(mean, *(interval or (None, None)))

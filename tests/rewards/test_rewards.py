@@ -1,0 +1,161 @@
+"""Rewards by name, and what each of them rewards."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from tokencredit import rewards
+from tokencredit.methods.attnpo import length_penalised_reward
+from tokencredit.rewards.base import completion_text, ground_truth, last_boxed, prompt_text
+from tokencredit.rewards.gold import gold_misses
+from tokencredit.testbed.tasks import task
+
+RIGHT = "<think></think>\\boxed{7}"
+
+
+def my_reward(completions, **columns):
+    return [float(len(completion)) for completion in completions]
+
+
+def test_every_name_leads_to_a_function_that_takes_what_trl_passes():
+    given = {"completions": [RIGHT], "completion_ids": [[1, 2]], "answer": ["7"], "trainer_state": None}
+    prompts = {"chain": "Q:a=6,b=a+1?b\n", "countdown": "3,4=7?\n"}
+    for name in rewards.names():
+        (value,) = rewards.find(name)(prompts=[prompts.get(name, "what?")], **given)
+        assert value == {"countdown": 0.0, "length_penalty": pytest.approx(0.9)}.get(name, 1.0)
+
+
+def test_your_own_reward_by_its_path():
+    assert rewards.find("rewards.test_rewards:my_reward")(["abc"]) == [3.0]
+    rewards.check(my_reward, {"prompt": ["anything"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("maths", "Valid rewards: chain, countdown, format, length_penalty, math"),
+        ("nowhere.at_all:reward", "no module 'nowhere'"),
+        ("json:nothing", "has no function 'nothing'"),
+        (":reward", "unknown reward"),
+        ("json:__name__", "has no function"),
+    ],
+)
+def test_an_unknown_reward_says_so(name, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.find(name)
+
+
+def test_a_package_that_a_users_reward_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import absent_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="absent_package"):
+        rewards.find("needs_more:reward")
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"\boxed{1} and \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{a \\ b}", r"a \\ b"),
+        (r"\boxed{3} no, \boxed{4", None),
+        (r"\boxed{ }", None),
+        ("4", None),
+        ("\\boxed{" * 100_000, None),
+    ],
+)
+def test_the_last_box_counts(text, boxed):
+    assert last_boxed(text) == boxed
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("He has 3 * 4 = <<3*4=12>>12 eggs.\n#### 1,012", "1,012"),
+        (r"So $x = 2$ and the answer is $\boxed{\sqrt{2}}$.", r"\sqrt{2}"),
+        (" 18 ", "18"),
+        ("$x^2$", "x^2"),
+    ],
+)
+def test_the_ground_truth_in_each_style(answer, truth):
+    assert ground_truth(answer) == truth
+
+
+def test_text_of_chat_messages():
+    said = [
+        {"role": "assistant", "content": "a"},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": None},
+    ]
+    assert completion_text(said) == "a"
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    assert prompt_text(asked) == "u"
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("reasons</think> so \\boxed{1}", 1.0),
+        ([{"role": "assistant", "content": "reasons</think>\\boxed{1}"}], 1.0),
+        ("\\boxed{1}", 0.0),
+        ("\\boxed{1}</think> 1", 0.0),
+        ("a</think>b</think>\\boxed{1}", 0.0),
+        ("a</think>\\boxed{}", 0.0),
+    ],
+)
+def test_format(completion, value):
+    assert rewards.find("format")([completion]) == [value]
+
+
+@pytest.mark.parametrize("name", ["chain", "countdown"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_task_rewards_say_what_the_tasks_verifier_says(name, chat):
+    lab, rng = task(name), Random(0)
+    problems = [lab.problem(rng) for _ in range(60)]
+    texts = [lab.teach(problem, rng) for problem in problems]
+    expected = [float(lab.verify(problem, text)) for problem, text in zip(problems, texts, strict=True)]
+    prompts = [[{"role": "user", "content": p.prompt}] if chat else p.prompt for p in problems]
+    completions = [[{"role": "assistant", "content": text}] if chat else text for text in texts]
+    assert rewards.find(name)(prompts=prompts, completions=completions) == expected
+    assert {0.0, 1.0} == set(expected)
+
+
+@pytest.mark.parametrize("name", ["chain", "countdown"])
+def test_prompts_of_another_task_are_refused_before_any_model_runs(name):
+    with pytest.raises(ValueError, match=r"row 1: 'what\?' is no problem of this task"):
+        rewards.check(rewards.find(name), {"prompt": ["Q:a=6,b=a+1?b" if name == "chain" else "3,4=7?", "what?"]})
+
+
+def test_length_penalty_standardises_within_each_run_of_equal_prompts():
+    reward = rewards.find("length_penalty")
+    right, wrong = "\\boxed{1}", "\\boxed{2}"
+    lengths = [3, 9, 5, 4, 8]
+    values = reward(
+        prompts=["a", "a", "a", "b", "b"],
+        completions=[right, right, wrong, right, right],
+        completion_ids=[[0] * n for n in lengths],
+        answer=["1"] * 5,
+    )
+    group = torch.tensor([0, 0, 0, 1, 1])
+    correct = torch.tensor([True, True, False, True, True])
+    assert values == length_penalised_reward(correct, torch.tensor(lengths), group).tolist()
+    assert values[0] > values[1] > values[2] == 0
+
+
+def test_gold_lists_the_rows_that_their_own_answer_does_not_solve():
+    rows = [
+        {"prompt": "1+1?", "answer": "a sum\n#### 2"},
+        {"prompt": "?", "answer": "1+"},
+        {"prompt": [{"role": "user", "content": "1/2?"}], "answer": "\\frac12"},
+    ]
+    done = []
+    (miss,) = gold_misses(rows, rewards.find("math"), on_progress=done.append)
+    assert (miss.row, miss.answer) == (1, "1+")
+    assert "cannot be read" in miss.why
+    assert done == [1, 2, 3]
+    assert gold_misses(rows, rewards.find("format")) == []
+    assert [m.why for m in gold_misses(rows[:1], my_reward)] == ["scores 24.0"]

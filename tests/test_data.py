@@ -1,0 +1,134 @@
+"""Problems in the layouts that people have."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from tokencredit.data import load_problems
+
+CHAT = [{"role": "user", "content": "1+1?"}]
+TRL = [{"prompt": CHAT, "answer": "2", "level": 1}, {"prompt": CHAT, "answer": "2", "level": 3}]
+VERL = [
+    {
+        "data_source": "sums",
+        "prompt": [{"content": "1+1?", "role": "user"}],
+        "ability": "math",
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+        "extra_info": {"index": 0, "split": "test"},
+    }
+]
+GSM8K = [{"question": "1+1?", "answer": "It is two.\n#### 2"}]
+MATH = [{"problem": "1+1?", "solution": "It is $\\boxed{2}$."}]
+
+
+@pytest.fixture(params=[".parquet", ".jsonl", ".json"])
+def write(request, tmp_path):
+    def write(rows):
+        path = tmp_path / f"problems{request.param}"
+        if request.param == ".parquet":
+            datasets.Dataset.from_list(rows).to_parquet(path)
+        elif request.param == ".jsonl":
+            path.write_text("\n\n".join(json.dumps(row) for row in rows))
+        else:
+            path.write_text(json.dumps(rows, indent=1))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompt", "answer"),
+    [
+        (TRL, CHAT, "2"),
+        (VERL, CHAT, "2"),
+        (GSM8K, "1+1?", "It is two.\n#### 2"),
+        (MATH, "1+1?", "It is $\\boxed{2}$."),
+        ([{"prompt": "1+1?", "answer": 2}], "1+1?", "2"),
+    ],
+)
+def test_each_layout_from_each_kind_of_file(write, rows, prompt, answer):
+    found = load_problems(write(rows), "train")
+    assert len(found) == len(rows)
+    assert found[0]["prompt"] == prompt
+    assert found[0]["answer"] == answer
+    others = set(rows[0]) - {"prompt", "question", "problem", "answer", "solution"}
+    assert set(found.column_names) == {"prompt", "answer"} | others
+    assert {name: found[0][name] for name in others} == {name: rows[0][name] for name in others}
+
+
+def test_columns_by_name_and_a_limit(write):
+    rows = [{"q": f"{n}?", "extra": {"truth": str(n)}, "answer": "no"} for n in range(5)]
+    found = load_problems(write(rows), "train", prompt_column="q", answer_column="extra.truth", limit=3)
+    assert found["prompt"][:] == ["0?", "1?", "2?"]
+    assert found["answer"][:] == ["0", "1", "2"]
+    assert len(load_problems(write(rows), "train", prompt_column="q", limit=99)) == 5
+
+
+def test_rows_of_json_may_differ_in_their_fields(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": "2", "note": "n"}\n')
+    assert load_problems(path, "train")["note"][:] == [None, "n"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"text": "a", "answer": "1"}],
+            {},
+            "no prompt column: looked for prompt, question, problem; there are text, answer",
+        ),
+        ([{"prompt": "a", "label": "1"}], {}, "no answer column.*there are prompt, label.*answer_column"),
+        (TRL, {"prompt_column": "nope"}, "looked for nope"),
+        (TRL, {"answer_column": "level.nope"}, "looked for level.nope"),
+        ([*TRL, {**TRL[0], "answer": None}], {}, "column answer must hold text or a number.*row 2 must"),
+        ([{"prompt": " ", "answer": "1"}] * 12, {}, r"column prompt.*12 rows: 0, 1, .*9, \.\.\. must"),
+        ([{"prompt": [{"role": "user"}], "answer": "1"}], {}, "text or chat messages.*row 0"),
+        ([{"prompt": [], "answer": "1"}, {"prompt": CHAT, "answer": "1"}], {}, "text or chat messages.*row 0"),
+        (TRL, {"limit": 0}, "limit must be at least 1"),
+    ],
+)
+def test_what_is_missing_is_named(write, rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_problems(write(rows), "train", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", "", "holds no problem"),
+        ("p.jsonl", '{"prompt": "a"}\n{', "line 2"),
+        ("p.jsonl", "3\n", "row 0 hold something else"),
+        ("p.json", "[1, {}]", "row 0"),
+        ("p.parquet", "no parquet", "cannot be read"),
+        ("p.jsonl", '{"prompt": 1, "answer": "2"}\n{"prompt": "a", "answer": "2"}', "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_problems(tmp_path / name, "train")
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no file"):
+        load_problems(tmp_path / "absent.json", "train")
+
+
+def test_data_of_the_hub_by_name_configuration_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **options):
+        asked.append((args, options))
+        if args[0] == "absent":
+            raise datasets.exceptions.DatasetNotFoundError("not on the hub")
+        return datasets.Dataset.from_list(GSM8K)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_problems("openai/gsm8k:main", "test")[0]["prompt"] == "1+1?"
+    assert asked == [(("openai/gsm8k", "main"), {"split": "test"})]
+    with pytest.raises(ValueError, match="absent, split 'train', cannot be loaded: not on the hub"):
+        load_problems("absent", "train")
