@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
+from tokencredit.padding import padded_left
 from tokencredit.rewards import Reward, check
 from tokencredit.rewards.base import as_completion
 
@@ -229,11 +230,10 @@ def _sampling_from(model: Any, seed: int) -> Iterator[None]:
 
 def _generate(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
     """Token ids of a completion each, up to and including the end of sequence where there is one."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[config.pad_token_id] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids, mask = padded_left(prompts, config.pad_token_id, model.device)
     with torch.no_grad():
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+        made = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+    made = made[:, ids.shape[1] :].tolist()
     lengths = [next((i + 1 for i, token in enumerate(row) if token in config.eos_token_id), len(row)) for row in made]
     return [row[:length] for row, length in zip(made, lengths, strict=True)]
 

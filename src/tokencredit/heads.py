@@ -47,8 +47,6 @@ def rank_heads(
     Raises:
         ValueError: steps are not marked, shapes disagree, or no completion has a pair to order.
     """
-    if rollouts.step_index is None:
-        raise ValueError("rank_heads needs step_index: call tc.mark_spans(rollouts, tokenizer) first")
     scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
     steps = exists.shape[1]
     mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import text_pieces
 
@@ -93,14 +94,13 @@ def _prompt(text: str, tokenizer: Any) -> list[int]:
 
 
 def _batch(rows: list[_Row]) -> Labelled:
-    def padded(values: list[list[Any]], fill: Any, *, left: bool = False) -> Tensor:
-        tensors = [torch.tensor(value[::-1] if left else value) for value in values]
-        grid = pad_sequence(tensors, batch_first=True, padding_value=fill)
-        return grid.flip(1) if left else grid
+    def padded(values: list[list[Any]], fill: Any) -> Tensor:
+        return pad_sequence([torch.tensor(value) for value in values], batch_first=True, padding_value=fill)
 
+    prompt_ids, prompt_mask = padded_left([row.prompt for row in rows], 0)
     rollouts = Rollouts(
-        prompt_ids=padded([row.prompt for row in rows], 0, left=True),
-        prompt_mask=padded([[True] * len(row.prompt) for row in rows], False, left=True),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
         completion_ids=padded([row.completion for row in rows], 0),
         completion_mask=padded([[True] * len(row.completion) for row in rows], False),
         answer_start=torch.tensor([row.answer_start for row in rows]),

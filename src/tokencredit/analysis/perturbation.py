@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
 from tokencredit.methods.base import check_number, top_mask
+from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.policy import reading
 
@@ -161,12 +162,10 @@ class _Decoder:
         return found
 
     def _generate(self, prefixes: list[list[int]], steps: int, **options: Any) -> Any:
-        width = max(map(len, prefixes))
-        ids = [[self._pad] * (width - len(prefix)) + prefix for prefix in prefixes]
-        mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
+        ids, mask = padded_left(prefixes, self._pad, self._device)
         return self._policy.generate(
-            input_ids=torch.tensor(ids, device=self._device),
-            attention_mask=torch.tensor(mask, device=self._device),
+            input_ids=ids,
+            attention_mask=mask.long(),
             max_new_tokens=steps,
             do_sample=False,
             num_beams=1,

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from tokencredit.padding import padded_left
 from tokencredit.precision import widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import Layout, lay_out
@@ -161,9 +161,7 @@ def _embed(embed: nn.Module, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
             f"token {largest} is not in the reward model's vocabulary of {weight.shape[0]}: where it has another "
             "tokenizer than the policy, pass tc.RewardModel(model, tokenizer=..., policy_tokenizer=...)"
         )
-    flipped = [torch.tensor(ids, device=weight.device).flip(0) for ids in rows]
-    ids = pad_sequence(flipped, batch_first=True).flip(1)
-    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in flipped], batch_first=True).flip(1)
+    ids, mask = padded_left(rows, 0, weight.device)
     return embed(ids), mask
 
 

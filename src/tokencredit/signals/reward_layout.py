@@ -67,13 +67,14 @@ def _same_tokens(reward_model: RewardModel, prompt: list[int], completion: list[
     extra: list[int] = []
     if separator is not None:
         extra = tokenizer(separator, add_special_tokens=False).input_ids
-    pieces = text_pieces(tokenizer, completion, prompt) if extra else []
-    ids, shares, ends = list(prompt), [], {}
-    for t, token in enumerate(completion):
+    pieces = text_pieces(tokenizer, completion, prompt) if extra else [""] * len(completion)
+    ids, shares, ends, text = list(prompt), [], {}, ""
+    for t, (token, piece) in enumerate(zip(completion, pieces, strict=True)):
+        text += piece
         shares.append((t, len(ids), 1.0))
         ids.append(token)
         if t in last:
-            if extra and not "".join(pieces[: t + 1]).endswith(separator or ""):
+            if extra and not text.endswith(separator or ""):
                 ids += extra
             ends[last[t]] = len(ids) - 1
     return Layout(ids, shares, ends)
