@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 from scipy.stats import binomtest
 
-from tokencredit.evaluation import encode_prompt, evaluate, pass_at_k
+from tokencredit.evaluation import evaluate, pass_at_k
+from tokencredit.prompts import encode_prompt
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
 from tokencredit.padding import padded_left
+from tokencredit.prompts import encode_prompt
 from tokencredit.rewards import Reward, check
 from tokencredit.rewards.base import as_completion
 
@@ -149,40 +149,6 @@ def _report(scored: Sequence[Scored], *, samples: int, **settings: Any) -> Evalu
         tokens=sum(s.tokens for s in scored) / len(scored),
         truncated=sum(s.truncated for s in scored) / len(scored),
     )
-
-
-def encode_prompt(prompt: Any, tokenizer: Any) -> list[int]:
-    """The ids that a model is to continue: of text as it is, of chat messages through the chat template.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or one that does not open the assistant's turn or that refuses
-            these messages; or there is no token.
-    """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt).input_ids)
-    else:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "the prompts are chat messages, but the tokenizer has no chat template: take an instruction-tuned "
-                "model, set tokenizer.chat_template, or give prompts as text"
-            )
-        text = _rendered(prompt, tokenizer, open_turn=True)
-        if text == _rendered(prompt, tokenizer, open_turn=False):
-            raise ValueError(
-                "the tokenizer's chat template has no generation prompt (it ignores add_generation_prompt), so the "
-                "model would not know that it is its turn: set a chat template that has one"
-            )
-        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if not ids:
-        raise ValueError(f"the prompt {prompt!r:.60} has no token")
-    return ids
-
-
-def _rendered(messages: Any, tokenizer: Any, *, open_turn: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the prompt {messages!r:.80}: {error}") from None
 
 
 def _check_settings(

@@ -11,28 +11,14 @@ import warnings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from datasets import Dataset
+from tiny_run import DATASET, arguments, policy_that_answers, reward
 from transformers import TrainerCallback
 
 import tokencredit as tc
-from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
-SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
 NAMES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-
-
-def reward(completions, **_):
-    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
-
-
-def policy_that_answers():
-    policy, tokenizer = build_policy(SIZE), build_tokenizer()
-    with torch.no_grad():
-        embedding = policy.model.embed_tokens.weight
-        noise = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(0))
-        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 3 * embedding.mean(0) + 0.3 * noise
-    return policy
 
 
 class KilledAt(TrainerCallback):
@@ -72,31 +58,14 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    args = CreditGRPOConfig(
-        **asked.credit,
-        output_dir=asked.out,
-        per_device_train_batch_size=4,
-        num_generations=4,
-        steps_per_generation=2,
-        gradient_accumulation_steps=1,
-        max_completion_length=12,
-        max_steps=6,
-        learning_rate=1e-2,
-        save_steps=2,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        seed=3,
-    )
+    given = arguments(asked.out, per_device_train_batch_size=4, max_steps=6, save_strategy="steps", save_steps=2)
+    args = CreditGRPOConfig(**given, **asked.credit)
     torch.manual_seed(0)
     trainer = Checking(
         policy_that_answers(),
         reward,
         args=args,
-        train_dataset=Dataset.from_dict({"prompt": [f"Q:a={i}+{i},b=1+{i}?a\n" for i in range(8)]}),
+        train_dataset=DATASET,
         processing_class=build_tokenizer(),
         callbacks=[] if asked.kill_at is None else [KilledAt(asked.kill_at)],
     )

@@ -44,4 +44,5 @@ def train(
         console.print(f"dry run: one step of {args.credit_method}, reward {float(row['reward']):.3f}")
         return
     trainer.save_model(args.output_dir)
+    trainer.create_model_card(model_name=Path(args.output_dir).name)
     console.print(f"saved: {args.output_dir}")

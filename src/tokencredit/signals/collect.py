@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_plan import AttentionPlan
+from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
 from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, check_models, reading
 from tokencredit.signals.reward_attribution import attribute_reward
@@ -102,7 +103,8 @@ def _read_policy(
             if by_adapter:
                 found["reference_logprob"], _ = logprob_and_entropy(model, base, rollouts)
         if needs.adapter_residual:
-            found["adapter_residual"] = _residual(hidden, base, rollouts)
+            on, off = (predicting(states, rollouts) for states in (hidden, base))
+            found["adapter_residual"] = state_distance(on, off, rollouts)
     return found
 
 
@@ -116,13 +118,6 @@ def reward_model_for(needs: Needs, given: Any) -> RewardModel | None:
             "a process reward model (token classifier), or a function from embeddings to rewards; see tc.RewardModel"
         )
     return RewardModel.of(given)
-
-
-def _residual(hidden: Tensor, base: Tensor, rollouts: Rollouts) -> Tensor:
-    """(B, T): the distance of two (B, N, D) at the position that predicts each token, as for log-probs."""
-    predicts = slice(rollouts.prompt_ids.shape[1] - 1, -1)
-    norm = (hidden[:, predicts].float() - base[:, predicts].float()).norm(dim=-1)
-    return torch.where(rollouts.completion_mask, norm.to(rollouts.completion_mask.device), 0.0)
 
 
 def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Tensor:
@@ -141,11 +136,7 @@ def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Ten
     }
     if not check_logits:
         return decoder(**batch).last_hidden_state
-    states: list[Tensor] = []
-    hook = decoder.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
-    try:
+    with watch_final_states(model) as states:
         logits = model(**batch, logits_to_keep=1).logits
-    finally:
-        hook.remove()
     check_head(model, states[0][:, -1:], logits)
     return states[0]

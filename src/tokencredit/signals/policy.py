@@ -54,6 +54,15 @@ def _check_adapter_state(policy: Any, needs: Needs) -> None:
             raise ValueError(f"this method compares the adapter on and off, but the adapter is {state}")
 
 
+def adapter_is_off(policy: nn.Module) -> bool:
+    """The policy is a PEFT model whose adapter is switched off at the moment."""
+    if not hasattr(policy, "disable_adapter"):
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in policy.modules())
+
+
 @contextmanager
 def adapter_off(policy: Any) -> Iterator[None]:
     """PEFT makes an adapter trainable again when it switches it back on; a frozen one stays frozen here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,21 @@ class Needs:
     def __bool__(self) -> bool:
         return self != Needs()
 
+    def beyond(self, signals: Signals) -> Needs:
+        """What of it `signals` lack."""
+        answer_attention = self.answer_attention - signals.answer_attention.keys()
+        distances = self.distances - signals.distances.keys()
+        return replace(
+            self,
+            answer_attention=answer_attention,
+            distances=distances,
+            logits=self.logits and (signals.logprob is None or signals.entropy is None),
+            reference_logprob=self.reference_logprob and signals.reference_logprob is None,
+            adapter_residual=self.adapter_residual and signals.adapter_residual is None,
+            reward=self.reward - signals.reward.keys(),
+            models=self.models if answer_attention or distances else frozenset(),
+        )
+
     @property
     def policy(self) -> bool:
         """Something is read from the policy itself."""
@@ -187,6 +203,13 @@ class Signals:
         worth = {f"reward.{n}": getattr(found, n) for found in self.reward.values() for n in ("reward", "influence")}
         return plain | heads | worth | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
 
+    def __or__(self, other: Signals) -> Signals:
+        """What either of two readings of the same rollouts holds; `other` where both do."""
+        joined: dict[str, Any] = {name: getattr(self, name) | getattr(other, name) for name in _MAPPINGS}
+        for name in _PLAIN:
+            joined[name] = getattr(self, name) if getattr(other, name) is None else getattr(other, name)
+        return Signals(**joined)
+
     @staticmethod
     def concatenate(parts: Sequence[Signals]) -> Signals:
         """The signals of consecutive slices of one batch, as one."""
@@ -199,4 +222,5 @@ class Signals:
         )
 
 
+_MAPPINGS = ("answer_attention", "distances", "reward")
 _PLAIN = ("logprob", "entropy", "reference_logprob", "adapter_residual")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from tokencredit import outcome
-from tokencredit.assignment import assign
 from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import check_adapter, observe, reward_model_for
+from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
 from tokencredit.steps import Splitter, mark_spans
+from tokencredit.trainers.trl_card import add_credit_section
+from tokencredit.trainers.trl_checks import TruncationWatch, check_prompts, check_rewards, checked_reward
 from tokencredit.trainers.trl_config import CreditGRPOConfig
+from tokencredit.trainers.trl_passes import ScoringPasses
 
 __all__ = ["CreditGRPOConfig", "CreditGRPOTrainer"]
 
@@ -39,7 +43,7 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     `splitter` takes a function that splits reasoning into steps, in place of `args.credit_splitter`. `reward_model` is
     what P2T reads: a transformers classifier with the policy's tokenizer, a function from embeddings to rewards, or a
-    `tokencredit.RewardModel`; it is moved to the policy's device.
+    `tokencredit.RewardModel`; it is moved to the policy's device. `data_name` is what the model card calls the data.
 
     Logs `credit/<diagnostic>` (means over completions, see `Credit.diagnostics`), `credit/seconds`, what credit took,
     and `credit/share_of_step`, its share of the whole step. With `log_completions` the table shows each completion's
@@ -58,6 +62,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         *rest: Any,
         splitter: Splitter | None = None,
         reward_model: Any = None,
+        data_name: str | None = None,
         **kwargs: Any,
     ) -> None:
         _refuse_bases(type(self))
@@ -69,16 +74,26 @@ class CreditGRPOTrainer(GRPOTrainer):
         self.credit_method = args.build_credit_method()
         self._splitter = splitter or args.credit_splitter
         self._loss_inputs: dict[str, Any] | None = None
+        self._scoring: ScoringPasses | None = None
         self._warned = False
-        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self._data_name = data_name
+        self._watch_truncation = TruncationWatch(args.max_completion_length)
+        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        super().__init__(model, [checked_reward(function) for function in functions], args, *rest, **kwargs)
+        if self.train_dataset is not None:
+            template = {"chat_template": self.chat_template} | dict(self.chat_template_kwargs)  # type: ignore[arg-type]
+            check_prompts(self.train_dataset, self.processing_class, **template)
         named = args.credit_correct_reward
         if named is not None and named not in self.reward_func_names:
             raise ValueError(
                 f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
-        if args.credit_timing == "loss":
-            _refuse_dropout(self._policy)
+        if args.credit_timing == "loss" and (name := _dropout(self._policy)):
+            raise ValueError(
+                f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '
+                '(lora_dropout=0.0, attention_dropout=0.0, or disable_dropout=True), or use credit_timing="rollout"'
+            )
         self._reward_model = reward_model_for(self.credit_method.needs, reward_model)
         if self._reward_model is not None:
             self._reward_model.to(self.accelerator.device)
@@ -89,10 +104,36 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._last_rewards = super()._calculate_rewards(*args, **kwargs)
+        check_rewards(self._last_rewards, self.reward_func_names)
         return self._last_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
+        self._scoring = self._scoring_passes()
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+            if self.model.training:  # type: ignore[union-attr]
+                truncated = self._metrics["train"]["completions/clipped_ratio"][-1]
+                self._watch_truncation(truncated, self._weighted_rewards())
+            return self._with_credit(batch)
+        finally:
+            self._scoring = None
+
+    def _scoring_passes(self) -> ScoringPasses | None:
+        """To read the passes that TRL makes over the policy, where they show what a pass of our own would."""
+        args, needs = self.args, self.credit_method.needs
+        tempered = args.temperature != 1.0 and (needs.logits or needs.reference_logprob)
+        if args.credit_timing == "loss" or not needs.policy or tempered or _dropout(self._policy):
+            return None
+        return ScoringPasses(
+            super()._get_per_token_logps_and_entropies,
+            self._policy,
+            needs,
+            self._mark,
+            # A small residual would drown in the rounding of bfloat16.
+            share_states=self.accelerator.mixed_precision == "no",
+        )
+
+    def _with_credit(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         kind = batch["advantages"].dtype
         if self.args.credit_timing == "loss":
@@ -107,18 +148,18 @@ class CreditGRPOTrainer(GRPOTrainer):
         return {**batch, "advantages": credit.advantages.to(kind)}
 
     def _assign(self, batch: dict[str, Any]) -> Credit:
-        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
-        # Outside autocast: a small residual would drown in the rounding of bfloat16.
-        return assign(
+        rollouts, needs = self._rollouts(batch), self.credit_method.needs
+        known = Signals() if self._scoring is None else self._scoring.signals(batch.get("ref_per_token_logps"))
+        # Outside autocast, and without dropout.
+        read = collect(
             self._policy,
-            self._rollouts(batch),
-            self.credit_method,
-            advantages=self._outcome(batch),
-            reward_model=self._reward_model,
-            step=self.state.global_step,
-            reference_model=reference,
+            rollouts,
+            needs.beyond(known),
+            self._reward_model,
+            reference_model=None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model),
             batch_size=self.args.per_device_train_batch_size,
         )
+        return self.credit_method(rollouts, self._outcome(batch), known | read, step=self.state.global_step)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.args.credit_timing != "loss":
@@ -132,6 +173,8 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._loss_inputs
+        if self._scoring is not None and args[0] is self.model:
+            return self._scoring.run(*args, **kwargs)
         if inputs is None:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         marks = {name: inputs[f"credit_{name}"] for name in _MARKS}
@@ -154,12 +197,13 @@ class CreditGRPOTrainer(GRPOTrainer):
         for key, what in (("pixel_values", "images"), ("tool_mask", "tools")):
             if key in batch:
                 raise ValueError(f"credit is not defined for rollouts with {what} yet: train without them")
-        return mark_spans(
-            Rollouts(*(batch[name] for name in _GRID), **self._groups(len(batch["completion_ids"]))),
-            self.processing_class,
-            self._splitter,
-            end_of_reasoning=self.args.credit_end_of_reasoning,
-        )
+        marked = None if self._scoring is None else self._scoring.rollouts
+        rollouts = self._mark(Rollouts(*(batch[name] for name in _GRID))) if marked is None else marked
+        return replace(rollouts, **self._groups(len(batch["completion_ids"])))
+
+    def _mark(self, rollouts: Rollouts) -> Rollouts:
+        end = self.args.credit_end_of_reasoning
+        return mark_spans(rollouts, self.processing_class, self._splitter, end_of_reasoning=end)
 
     @property
     def _generations(self) -> int:
@@ -205,6 +249,12 @@ class CreditGRPOTrainer(GRPOTrainer):
         if not self._warned and self.credit_method.needs and self.state.global_step > 0:
             self._warned = _warn_if_degenerate(self.credit_method.name, means)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            card = Path(str(self.args.output_dir), "README.md")
+            add_credit_section(card, self.args, self.reward_func_names, self._data_name or "not named")
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
         took, steps = metrics.get("credit/seconds"), metrics.get("step_time")
@@ -235,11 +285,10 @@ def _refuse_bases(trainer: type) -> None:
             )
 
 
-def _refuse_dropout(policy: nn.Module) -> None:
-    for name, module in policy.named_modules():
-        p = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", None)
-        if p:
-            raise ValueError(
-                f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '
-                '(lora_dropout=0.0, attention_dropout=0.0, or disable_dropout=True), or use credit_timing="rollout"'
-            )
+def _dropout(policy: nn.Module) -> str | None:
+    """The name of a module with dropout, if there is one."""
+    rate = {
+        name: m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", None)
+        for name, m in policy.named_modules()
+    }
+    return next((name for name, p in rate.items() if p), None)

@@ -75,6 +75,7 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
         reward_model=_reward_model(script, model.model_name_or_path) if needs_reward_model else None,
+        data_name=f"{script.data}, {len(problems)} problems",
     )
 
 

@@ -1,0 +1,66 @@
+"""What a model card says about credit, behind what TRL writes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tokencredit.trainers.trl_config import CreditGRPOConfig
+
+_SECRET = re.compile(r"token$|key$|secret|password", re.IGNORECASE)
+_PACKAGES = ("tokencredit", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
+
+
+def add_credit_section(card: Path, args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> None:
+    """Append to the model card: method, parameters, data, rewards, command and versions."""
+    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{_section(args, rewards, data)}", encoding="utf-8")
+
+
+def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
+    method: Any = args.build_credit_method()
+    weights = args.reward_weights or [1.0] * len(rewards)
+    rows: dict[str, Any] = {
+        "method": method.name,
+        **{f"`{name}`": value for name, value in asdict(method).items()},
+        "read": f"{args.credit_timing} timing",
+        "outcome advantage": f"{args.credit_outcome}, {args.num_generations} completions a prompt",
+        "loss": args.loss_type,
+        "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in zip(rewards, weights, strict=True)),
+        "data": data,
+        "seed": args.seed,
+        "versions": ", ".join(filter(None, map(_version, _PACKAGES))),
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    return (
+        "## Token-level credit\n\nThe advantages were spread over the tokens by tokencredit.\n\n"
+        f"| | |\n|---|---|\n{table}\n\nThe command:\n\n```sh\n{_command(sys.argv)}\n```\n"
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line, with the values of options that hold a secret left out."""
+    shown: list[str] = []
+    hidden = False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("--") and _SECRET.search(name) is not None
+        shown.append("..." if hidden else f"{name}=..." if secret and equals else word)
+        hidden = secret and not equals
+    return shlex.join(shown).replace("```", "")

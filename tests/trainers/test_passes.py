@@ -1,0 +1,88 @@
+"""Credit from the passes that TRL makes anyway to score a generation batch: the same, and no pass more."""
+
+from __future__ import annotations
+
+import pytest
+from peft import LoraConfig
+from tiny_run import Keeping, arguments, credit_by_completion, expect_same_credit, passes, trained
+from trl import GRPOConfig, GRPOTrainer
+
+from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+
+TWO_UPDATES = {"steps_per_generation": 2, "gradient_accumulation_steps": 1}
+"""A generation batch: TRL then makes a pass for the old log-probs."""
+ONE_UPDATE = {"steps_per_generation": 1, "gradient_accumulation_steps": 1}
+REFERENCE = {"beta": 0.1}
+"""TRL then makes a pass over the reference, here the policy with its adapter off."""
+
+
+class OnItsOwn(Keeping):
+    """Makes all its passes itself."""
+
+    def _scoring_passes(self):
+        return None
+
+
+def lora(dropout=0.0):
+    return LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, init_lora_weights=False)
+
+
+def extra_passes(given, **kwargs):
+    """Passes over the policy that credit adds to a run. No learning: every run generates alike."""
+    given = {**given, "learning_rate": 0.0}
+    plain = {name: value for name, value in given.items() if not name.startswith("credit_")}
+    return passes(CreditGRPOTrainer, CreditGRPOConfig(**given), **kwargs) - passes(
+        GRPOTrainer, GRPOConfig(**plain), **kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("atpo", TWO_UPDATES),
+        ("rhythm", TWO_UPDATES),
+        ("surprisal", TWO_UPDATES),
+        ("divergence", {**TWO_UPDATES, **REFERENCE}),
+        ("arca", {**TWO_UPDATES, **REFERENCE}),
+        ("arca", TWO_UPDATES),
+        ("arca", {**ONE_UPDATE, **REFERENCE}),
+    ],
+)
+def test_shared_passes_give_the_credit_of_passes_of_our_own(tmp_path, name, settings):
+    """A batch of 16 in slices of 8; the policy is that of the first step, so both runs see the same completions."""
+    params = {"horizon": (1, 4)} if name == "rhythm" else {}
+    args = CreditGRPOConfig(
+        **arguments(tmp_path, max_steps=1, **settings), credit_method=name, credit_params=params, credit_outcome="rloo"
+    )
+    shared, own = (trained(trainer, args, peft_config=lora()) for trainer in (Keeping, OnItsOwn))
+    expect_same_credit(credit_by_completion(shared), credit_by_completion(own))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "extra"),
+    [
+        ("atpo", TWO_UPDATES, 0),
+        ("surprisal", TWO_UPDATES, 0),
+        ("divergence", {**TWO_UPDATES, **REFERENCE}, 0),
+        ("arca", {**TWO_UPDATES, **REFERENCE}, 0),
+        ("arca", TWO_UPDATES, 2),
+        ("arca", {**ONE_UPDATE, **REFERENCE}, 1),
+        ("arca", ONE_UPDATE, 2),
+        ("surprisal", {**TWO_UPDATES, "temperature": 0.7}, 2),
+    ],
+)
+def test_passes_that_credit_adds(tmp_path, name, settings, extra):
+    """One generation batch. Slices of 8: two where two updates share a batch of 16."""
+    given = arguments(tmp_path, max_steps=1, credit_method=name, **settings)
+    assert extra_passes(given, peft_config=lora()) == extra
+
+
+def test_a_policy_with_dropout_is_read_without_it(tmp_path):
+    given = arguments(tmp_path, max_steps=1, credit_method="atpo", **TWO_UPDATES)
+    assert extra_passes(given, peft_config=lora(dropout=0.5)) == 2
+
+
+def test_rounded_states_are_not_compared(tmp_path):
+    """Under autocast TRL's passes are in bfloat16, where a small residual drowns."""
+    given = arguments(tmp_path, max_steps=1, credit_method="arca", bf16=True, **TWO_UPDATES, **REFERENCE)
+    assert extra_passes(given, peft_config=lora()) == 4
