@@ -19,6 +19,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/signals.py $(ARGS)
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

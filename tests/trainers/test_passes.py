@@ -22,6 +22,9 @@ class OnItsOwn(Keeping):
     def _scoring_passes(self):
         return None
 
+    def _loss_shows_generator(self):
+        return False
+
 
 def lora(dropout=0.0):
     return LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, init_lora_weights=False)
@@ -42,7 +45,9 @@ def extra_passes(given, **kwargs):
         ("atpo", TWO_UPDATES),
         ("rhythm", TWO_UPDATES),
         ("surprisal", TWO_UPDATES),
+        ("rhythm", ONE_UPDATE),
         ("divergence", {**TWO_UPDATES, **REFERENCE}),
+        ("divergence", {**ONE_UPDATE, **REFERENCE}),
         ("arca", {**TWO_UPDATES, **REFERENCE}),
         ("arca", TWO_UPDATES),
         ("arca", {**ONE_UPDATE, **REFERENCE}),
@@ -62,7 +67,11 @@ def test_shared_passes_give_the_credit_of_passes_of_our_own(tmp_path, name, sett
     ("name", "settings", "extra"),
     [
         ("atpo", TWO_UPDATES, 0),
+        ("atpo", ONE_UPDATE, 0),
+        ("atpo", {**ONE_UPDATE, "log_completions": True}, 1),
         ("surprisal", TWO_UPDATES, 0),
+        ("surprisal", {"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 0),
+        ("surprisal", {"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}, 0),
         ("divergence", {**TWO_UPDATES, **REFERENCE}, 0),
         ("arca", {**TWO_UPDATES, **REFERENCE}, 0),
         ("arca", TWO_UPDATES, 2),

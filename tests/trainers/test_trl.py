@@ -53,7 +53,9 @@ class Watching(CreditGRPOTrainer):
 
 def test_the_loss_sees_the_credit_of_assign(tmp_path):
     args = CreditGRPOConfig(
-        **arguments(tmp_path, max_steps=1, steps_per_generation=1), credit_method="atpo", credit_params={"floor": 0.1}
+        **arguments(tmp_path, max_steps=1, steps_per_generation=1, log_completions=True),
+        credit_method="atpo",
+        credit_params={"floor": 0.1},
     )
     trainer = trained(Watching, args)
     scored, given = trainer.scored, trainer.given

@@ -4,14 +4,13 @@
     trainer = CreditGRPOTrainer(model, reward_funcs, args=args, train_dataset=...)
 
 TRL generates, scores and computes the outcome advantages (B,); this replaces them by per-token advantages (B, T), which
-its losses take as they are. With `credit_timing="rollout"` credit is read once a generation batch, from the policy that
-generated it; with "loss" in each forward pass of the loss, from the policy as it is then.
+its losses take as they are. With `credit_timing="rollout"` credit is that of the policy that generated a batch; with
+"loss" that of the policy as it is at each update. Signals are read in a pass that TRL makes, where one shows them.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,15 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
 from tokencredit.steps import Splitter, mark_spans
 from tokencredit.trainers.trl_card import add_credit_section
-from tokencredit.trainers.trl_checks import TruncationWatch, check_prompts, check_rewards, checked_reward
+from tokencredit.trainers.trl_checks import (
+    TruncationWatch,
+    check_prompts,
+    check_rewards,
+    checked_reward,
+    dropout,
+    refuse_bases,
+    warn_if_degenerate,
+)
 from tokencredit.trainers.trl_config import CreditGRPOConfig
 from tokencredit.trainers.trl_passes import ScoringPasses
 
@@ -34,8 +41,6 @@ __all__ = ["CreditGRPOConfig", "CreditGRPOTrainer"]
 
 _GRID = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 _MARKS = ("answer_start", "step_index")
-_DEGENERATE = 0.9
-"""Share of completions whose credit is flagged from which on the user is told."""
 
 
 class CreditGRPOTrainer(GRPOTrainer):
@@ -65,7 +70,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         data_name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_bases(type(self))
+        refuse_bases(type(self))
         args = CreditGRPOConfig() if args is None else args
         if not isinstance(args, CreditGRPOConfig):
             raise ValueError(
@@ -89,11 +94,12 @@ class CreditGRPOTrainer(GRPOTrainer):
                 f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
-        if args.credit_timing == "loss" and (name := _dropout(self._policy)):
+        if args.credit_timing == "loss" and (name := dropout(self._policy)):
             raise ValueError(
                 f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '
                 '(lora_dropout=0.0, attention_dropout=0.0, or disable_dropout=True), or use credit_timing="rollout"'
             )
+        self._in_loss = args.credit_timing == "loss" or self._loss_shows_generator()
         self._reward_model = reward_model_for(self.credit_method.needs, reward_model)
         if self._reward_model is not None:
             self._reward_model.to(self.accelerator.device)
@@ -118,11 +124,20 @@ class CreditGRPOTrainer(GRPOTrainer):
         finally:
             self._scoring = None
 
+    def _loss_shows_generator(self) -> bool:
+        """In its first pass over a batch the loss still sees the policy that generated, and no batch is used again."""
+        args = self.args
+        updated = args.gradient_accumulation_steps % ((args.steps_per_generation or 1) * self.num_iterations) != 0
+        scored = self.use_vllm and self.vllm_importance_sampling_correction
+        # The table of completions is made before the loss, and random weights are drawn once.
+        early = args.log_completions or not self.credit_method.needs.policy
+        return not (updated or scored or early or args.why_not_in_loss() or dropout(self._policy))
+
     def _scoring_passes(self) -> ScoringPasses | None:
         """To read the passes that TRL makes over the policy, where they show what a pass of our own would."""
         args, needs = self.args, self.credit_method.needs
         tempered = args.temperature != 1.0 and (needs.logits or needs.reference_logprob)
-        if args.credit_timing == "loss" or not needs.policy or tempered or _dropout(self._policy):
+        if self._in_loss or not needs.policy or tempered or dropout(self._policy):
             return None
         return ScoringPasses(
             super()._get_per_token_logps_and_entropies,
@@ -136,7 +151,7 @@ class CreditGRPOTrainer(GRPOTrainer):
     def _with_credit(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         kind = batch["advantages"].dtype
-        if self.args.credit_timing == "loss":
+        if self._in_loss:
             rollouts = self._rollouts(batch)
             marks = {f"credit_{name}": getattr(rollouts, name) for name in _MARKS}
             return {**batch, **marks, "advantages": self._outcome(batch).to(kind)}
@@ -162,7 +177,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         return self.credit_method(rollouts, self._outcome(batch), known | read, step=self.state.global_step)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self.args.credit_timing != "loss":
+        if not self._in_loss:
             return super()._compute_loss(model, inputs)
         # A copy: TRL reads its buffered batch again where num_iterations > 1.
         self._loss_inputs = dict(inputs)
@@ -247,7 +262,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self._metrics[mode][f"credit/{name}"].append(value)
         # A method that reads nothing is as unequal as it is meant to be; a fresh adapter changes nothing yet.
         if not self._warned and self.credit_method.needs and self.state.global_step > 0:
-            self._warned = _warn_if_degenerate(self.credit_method.name, means)
+            self._warned = warn_if_degenerate(self.credit_method.name, means)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
@@ -261,34 +276,3 @@ class CreditGRPOTrainer(GRPOTrainer):
         if self.model.training and took and steps:  # type: ignore[union-attr]
             metrics["credit/share_of_step"] = [sum(took) / sum(steps)]
         super().log(logs, start_time)
-
-
-def _warn_if_degenerate(name: str, means: dict[str, float]) -> bool:
-    for flag, what in (("broadcast", "as good as uniform"), ("sparse", "on a few tokens only")):
-        if means[flag] >= _DEGENERATE:
-            warnings.warn(
-                f"the credit of {name} is {what} in {means[flag]:.0%} of the completions (credit/{flag}; "
-                f"{means['no_answer']:.0%} have no answer span): it hardly tells tokens apart",
-                UserWarning,
-                stacklevel=2,
-            )
-            return True
-    return False
-
-
-def _refuse_bases(trainer: type) -> None:
-    for base in trainer.__mro__:
-        if base.__name__ in ("RLOOTrainer", "GMPOTrainer"):
-            raise ValueError(
-                f"{base.__name__} has a loss per sequence, which cannot take credit per token: use CreditGRPOTrainer "
-                '(credit_outcome="rloo" gives it leave-one-out advantages)'
-            )
-
-
-def _dropout(policy: nn.Module) -> str | None:
-    """The name of a module with dropout, if there is one."""
-    rate = {
-        name: m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", None)
-        for name, m in policy.named_modules()
-    }
-    return next((name for name, p in rate.items() if p), None)

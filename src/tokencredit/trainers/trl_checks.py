@@ -1,9 +1,10 @@
-"""What would go wrong late in a TRL run, found at its start."""
+"""What would go wrong in a TRL run, mostly found at its start."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from itertools import islice
@@ -16,6 +17,9 @@ from tokencredit.prompts import render_chat
 
 TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
+
+DEGENERATE = 0.9
+"""Share of completions whose credit is flagged from which on the user is told."""
 
 
 def check_prompts(dataset: Any, tokenizer: Any, **template: Any) -> None:
@@ -72,6 +76,37 @@ def check_rewards(rewards: Tensor, names: list[str]) -> None:
         row = int((rewards.isinf().any(1) | rewards.isnan().all(1)).nonzero()[0, 0])
         given = ", ".join(f"{name} {value:g}" for name, value in zip(names, rewards[row].tolist(), strict=True))
         raise ValueError(f"completion {row} of a generation batch has no finite reward: {given} (nan: None or NaN)")
+
+
+def warn_if_degenerate(name: str, means: dict[str, float]) -> bool:
+    for flag, what in (("broadcast", "as good as uniform"), ("sparse", "on a few tokens only")):
+        if means[flag] >= DEGENERATE:
+            warnings.warn(
+                f"the credit of {name} is {what} in {means[flag]:.0%} of the completions (credit/{flag}; "
+                f"{means['no_answer']:.0%} have no answer span): it hardly tells tokens apart",
+                UserWarning,
+                stacklevel=2,
+            )
+            return True
+    return False
+
+
+def refuse_bases(trainer: type) -> None:
+    for base in trainer.__mro__:
+        if base.__name__ in ("RLOOTrainer", "GMPOTrainer"):
+            raise ValueError(
+                f"{base.__name__} has a loss per sequence, which cannot take credit per token: use CreditGRPOTrainer "
+                '(credit_outcome="rloo" gives it leave-one-out advantages)'
+            )
+
+
+def dropout(policy: nn.Module) -> str | None:
+    """The name of a module with dropout, if there is one."""
+    rate = {
+        name: m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", None)
+        for name, m in policy.named_modules()
+    }
+    return next((name for name, p in rate.items() if p), None)
 
 
 class TruncationWatch:

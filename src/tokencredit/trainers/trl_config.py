@@ -29,8 +29,8 @@ class CreditGRPOConfig(GRPOConfig):
     credit_timing: str = field(
         default="rollout",
         metadata={
-            "help": "When signals are read: 'rollout', once a generation batch, in a forward pass of their own; or "
-            "'loss', in the forward pass of the loss, without any extra one."
+            "help": "Whose signals are read: 'rollout', those of the policy that generated, in a pass of TRL's where "
+            "one shows them; or 'loss', those of the policy at each update, always in the pass of the loss."
         },
     )
     credit_outcome: str = field(
@@ -67,8 +67,8 @@ class CreditGRPOConfig(GRPOConfig):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
         chosen = self.build_credit_method()
-        if self.credit_timing == "loss":
-            self._check_loss_timing(chosen)
+        if self.credit_timing == "loss" and (why := self.why_not_in_loss()):
+            raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
 
     def build_credit_method(self) -> Method:
         """The method that `credit_method` and `credit_params` name."""
@@ -77,15 +77,15 @@ class CreditGRPOConfig(GRPOConfig):
             raise ValueError(f"credit_params must be a JSON object; got {params!r}")
         return method(self.credit_method, **params)
 
-    def _check_loss_timing(self, chosen: Method) -> None:
-        needs, why = chosen.needs, ""
+    def why_not_in_loss(self) -> str:
+        """Why the credit method cannot be read in the forward pass of the loss; empty where it can."""
+        needs = self.build_credit_method().needs
         if beyond := unobservable(needs):
-            why = f"it reads {beyond}, which the forward pass of the loss does not show"
-        elif needs.group:
-            why = "it looks at whole groups, and a micro-batch of the loss may hold a part of one"
-        elif needs.reference_logprob and self.beta == 0.0:
-            why = "it compares with the reference, whose log-probs are there with beta > 0 only"
-        elif (needs.logits or needs.reference_logprob) and self.temperature != 1.0:
-            why = f"it reads log-probs, and those of the loss are at temperature {self.temperature}"
-        if why:
-            raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
+            return f"it reads {beyond}, which the forward pass of the loss does not show"
+        if needs.group:
+            return "it looks at whole groups, and a micro-batch of the loss may hold a part of one"
+        if needs.reference_logprob and self.beta == 0.0:
+            return "it compares with the reference, whose log-probs are there with beta > 0 only"
+        if (needs.logits or needs.reference_logprob) and self.temperature != 1.0:
+            return f"it reads log-probs, and those of the loss are at temperature {self.temperature}"
+        return ""
