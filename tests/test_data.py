@@ -67,6 +67,23 @@ def test_columns_by_name_and_a_limit(write):
     assert len(load_problems(write(rows), "train", prompt_column="q", limit=99)) == 5
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (GSM8K, [{"role": "user", "content": "1+1? Box it."}]),
+        (VERL, [{"role": "user", "content": "1+1? Box it."}]),
+        (
+            [{"prompt": [*CHAT, {"role": "assistant", "content": "<think>"}], "answer": "2"}],
+            [{"role": "user", "content": "1+1? Box it."}, {"role": "assistant", "content": "<think>"}],
+        ),
+    ],
+)
+def test_an_instruction_and_chat_messages(write, rows, expected):
+    assert load_problems(write(rows), "train", instruction=" Box it.", chat=True)["prompt"] == [expected]
+    asked = load_problems(write(rows), "train", instruction=" Box it.")["prompt"][0]
+    assert asked == (expected[0]["content"] if rows is GSM8K else expected)
+
+
 def test_rows_of_json_may_differ_in_their_fields(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": "2", "note": "n"}\n')

@@ -28,6 +28,8 @@ def load_problems(
     *,
     prompt_column: str | None = None,
     answer_column: str | None = None,
+    instruction: str = "",
+    chat: bool = False,
     limit: int | None = None,
 ) -> Dataset:
     """Problems with the columns `prompt` (text or chat messages) and `answer` (text), and the source's other columns.
@@ -36,6 +38,8 @@ def load_problems(
         source: a .parquet, .jsonl or .json file, or the hub's name, with a configuration as `openai/gsm8k:main`.
         split: of a hub's data; a file is one split.
         prompt_column, answer_column: where the layout is none of the known ones; `outer.inner` reads inside a struct.
+        instruction: put behind each question (text, or the user's last message), such as where to write the answer.
+        chat: make each text prompt a user's message, for models with a chat template.
         limit: the first problems only.
 
     Raises:
@@ -50,7 +54,8 @@ def load_problems(
         raise ValueError(f"{source} holds no problem")
     prompt_name = _column(found, prompt_column, _PROMPTS, "prompt", source)
     answer_name = _column(found, answer_column, _ANSWERS, "answer", source)
-    prompts = _read(found, prompt_name, _prompt, "text or chat messages", source)
+    read = _read(found, prompt_name, _prompt, "text or chat messages", source)
+    prompts = [_phrased(prompt, instruction, chat) for prompt in read]
     answers = _read(found, answer_name, _answer, "text or a number", source)
     own = {"prompt": prompts, "answer": answers}
     others = found.remove_columns([n for n in {prompt_name, answer_name, *own} if n in found.column_names])
@@ -137,6 +142,14 @@ def _prompt(value: Any) -> Any:
     if not fit or not all(isinstance(m.get(key), str) for m in value for key in ("role", "content")):
         return None
     return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _phrased(prompt: Any, instruction: str, chat: bool) -> Any:
+    if isinstance(prompt, str):
+        text = prompt + instruction
+        return [{"role": "user", "content": text}] if chat else text
+    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=-1)
+    return [{**m, "content": m["content"] + instruction * (i == last)} for i, m in enumerate(prompt)]
 
 
 def _answer(value: Any) -> str | None:

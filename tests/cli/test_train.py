@@ -30,6 +30,9 @@ SMALL = {
 def stand_ins(tmp_path):
     """A tiny policy, a process reward model with the same tokenizer, and problems."""
     tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
+    )
     policy = build_policy(PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48))
     scorer = tiny_reward_model(process=True, vocab_size=len(tokenizer))
     for name, model in (("policy", policy), ("scorer", scorer)):

@@ -39,6 +39,7 @@ class Checking(CreditGRPOTrainer):
 
     def _assign(self, batch):
         credit = super()._assign(batch)
+        self.steps = [*getattr(self, "steps", []), self.state.global_step]
         if not self.compared:
             rollouts = tc.mark_spans(tc.Rollouts(*(batch[name] for name in NAMES)), build_tokenizer())
             alone = tc.assign(policy_that_answers(), rollouts, self.credit_method, advantages=batch["advantages"])
@@ -77,7 +78,11 @@ def main() -> None:
     assert all(torch.equal(row, everywhere[0]) for row in everywhere)
     if trainer.accelerator.is_main_process:
         rows = [row for row in trainer.state.log_history if "credit/gini" in row]
-        result = {"weights": weights.double().tolist(), "gini": [row["credit/gini"] for row in rows]}
+        result = {
+            "weights": weights.double().tolist(),
+            "gini": [row["credit/gini"] for row in rows],
+            "steps": getattr(trainer, "steps", []),
+        }
         with open(os.path.join(asked.out, "result.json"), "w") as file:
             json.dump(result, file)
 

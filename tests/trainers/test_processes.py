@@ -48,3 +48,6 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, credit):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     a, b = (torch.tensor(result(out)["weights"]) for out in (whole, broken))
     assert torch.equal(a, b)
+    if "credit_timing" not in credit:
+        # A schedule, such as AttnPO's delay, goes on where it stood.
+        assert (result(whole)["steps"], result(broken)["steps"]) == ([0, 2, 4], [4])

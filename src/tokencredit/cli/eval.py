@@ -34,6 +34,12 @@ def evaluate(
     answer_column: Annotated[
         str | None, typer.Option(help="By default answer, verl's ground truth or solution.", show_default=False)
     ] = None,
+    instruction: Annotated[
+        str, typer.Option(help="Text behind each question, such as where to write the answer.", show_default=False)
+    ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
+    ] = False,
     reward: Annotated[
         str, typer.Option(help="math, format, chain, countdown, length_penalty, or package.module:function.")
     ] = "math",
@@ -67,7 +73,15 @@ def evaluate(
     with user_errors():
         if gold == (model is not None):
             raise ValueError("expected either a MODEL, or --gold to score the problems' own answers")
-        problems = load_problems(data, split, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
+        problems = load_problems(
+            data,
+            split,
+            prompt_column=prompt_column,
+            answer_column=answer_column,
+            instruction=instruction,
+            chat=chat,
+            limit=limit,
+        )
         if model is None:
             found = _gold(problems, scorer)
         else:

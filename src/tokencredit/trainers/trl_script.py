@@ -27,6 +27,12 @@ class TrainArguments:
     data_split: str = field(default="train", metadata={"help": "The split of a hub dataset."})
     prompt_column: str | None = field(default=None, metadata={"help": "Where prompts are; found by itself if usual."})
     answer_column: str | None = field(default=None, metadata={"help": "Where answers are; found by itself if usual."})
+    instruction: str = field(
+        default="", metadata={"help": "Text behind each question, such as where to write the answer."}
+    )
+    chat: bool = field(
+        default=False, metadata={"help": "Make text prompts a user's message, for models with a chat template."}
+    )
     limit: int | None = field(default=None, metadata={"help": "How many problems to use; all by default."})
     rewards: list[str] = field(
         default_factory=lambda: ["math"],
@@ -55,6 +61,8 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
         script.data_split,
         prompt_column=script.prompt_column,
         answer_column=script.answer_column,
+        instruction=script.instruction,
+        chat=script.chat,
         limit=script.limit,
     )
     for function in functions:
