@@ -1,0 +1,193 @@
+"""Score credit against the truth, beside controls that know nothing, with intervals over completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokencredit.audit import controls
+from tokencredit.audit.measures import CONCENTRATION, MEASURES, Measure
+from tokencredit.audit.ranking import rank_correlation
+from tokencredit.audit.truth import Truth
+from tokencredit.rollouts import Rollouts
+
+SHUFFLES = 8
+"""Draws that a shuffled control is the mean of."""
+RESAMPLES = 2000
+_POSITION = ("later", "earlier")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % bootstrap interval over completions; bounds are None where one completion is too few."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a credit does by one measure.
+
+    Attributes:
+        over_shuffled: its lead over the same values dealt out at random within each completion.
+        over_position: its lead over what position alone gives, the later or the earlier, whichever is better.
+        informative: both leads are above 0, interval and all. None for controls.
+    """
+
+    estimate: Estimate
+    completions: int
+    over_shuffled: Estimate | None = None
+    over_position: Estimate | None = None
+
+    @property
+    def informative(self) -> bool | None:
+        leads = (self.over_shuffled, self.over_position)
+        if None in leads:
+            return None
+        return all(lead is not None and lead.low is not None and lead.low > 0 for lead in leads)
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One credit: `kind` is method or control; `scores` by measure, `concentration` by name."""
+
+    name: str
+    kind: str
+    scores: dict[str, Score]
+    concentration: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`agreement`: mean Spearman correlation within completions of the size of two methods' credit."""
+
+    completions: int
+    correct: int
+    rows: list[AuditRow]
+    agreement: dict[str, dict[str, float]]
+
+    def row(self, name: str) -> AuditRow:
+        return next(row for row in self.rows if row.name == name)
+
+
+def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, seed: int = 0) -> Audit:
+    """Score every credit, and the controls, by every measure whose truth is known.
+
+    Args:
+        credits: name -> (B, T) per-token advantages under the outcome advantages `signs(truth)`, as a method's
+            `Credit.advantages`.
+        seed: of shuffles and resamples, which all rows share.
+
+    Raises:
+        ValueError: shapes disagree, something is NaN, or there is no completion.
+    """
+    truth.check(rollouts)
+    mask = rollouts.completion_mask.cpu()
+    _check(credits, mask)
+    generator = torch.Generator().manual_seed(seed)
+    counts = _resamples(len(mask), generator)
+    sign = signs(truth)[:, None].double()
+    plain = {
+        "later": controls.later(mask),
+        "earlier": controls.earlier(mask),
+        "step length": controls.step_length(mask, truth),
+        "oracle": controls.oracle(mask, truth),
+    }
+    scored = partial(_scored, mask=mask, truth=truth, counts=counts)
+    control = {name: scored([sign * weights], MEASURES) for name, weights in plain.items()}
+    rows = []
+    for name, given in credits.items():
+        credit = given.detach().cpu().double() * mask
+        own = scored([credit], MEASURES)
+        dealt = scored([controls.shuffled(credit, mask, generator) for _ in range(SHUFFLES)], MEASURES)
+        scores = {
+            measure: Score(
+                figure.estimate(),
+                figure.completions,
+                over_shuffled=figure.lead(dealt[measure]),
+                over_position=figure.lead(max((control[way][measure] for way in _POSITION), key=lambda f: f.values[0])),
+            )
+            for measure, figure in own.items()
+        }
+        rows.append(AuditRow(name, "method", scores, _plain(scored([credit], CONCENTRATION))))
+        rows.append(AuditRow(f"{name}, shuffled", "control", _plain(dealt), {}))
+    rows += [AuditRow(name, "control", _plain(figures), {}) for name, figures in control.items()]
+    return Audit(len(mask), int(truth.correct.sum()), rows, _agreement(credits, mask))
+
+
+def signs(truth: Truth) -> Tensor:
+    """(B,) float32: the outcome advantages that credit is audited under, +1 for a right and -1 for a wrong answer."""
+    return torch.where(truth.correct, 1.0, -1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Figure:
+    """`values`: (1 + R,), of the completions as they are and of each resample."""
+
+    values: Tensor
+    completions: int
+
+    def estimate(self) -> Estimate:
+        resampled = self.values[1:][self.values[1:].isfinite()]
+        if self.completions < 2 or len(resampled) == 0:
+            return Estimate(float(self.values[0]), None, None)
+        low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+        return Estimate(float(self.values[0]), low, high)
+
+    def lead(self, other: _Figure) -> Estimate:
+        return _Figure(self.values - other.values, self.completions).estimate()
+
+
+def _scored(
+    credits: list[Tensor], measures: Mapping[str, Measure], mask: Tensor, truth: Truth, counts: Tensor
+) -> dict[str, _Figure]:
+    """The mean over several credits, by each measure that has anything to say."""
+    found = {}
+    for name, measure in measures.items():
+        statistics = [measure(credit, mask, truth) for credit in credits]
+        known = [s for s in statistics if s is not None and s.completions > 0]
+        if known:
+            values = torch.stack([statistic(counts) for statistic in known]).mean(0)
+            found[name] = _Figure(values, known[0].completions)
+    return found
+
+
+def _resamples(count: int, generator: torch.Generator) -> Tensor:
+    """(1 + R, B) float64: how often each completion counts; at first once each."""
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    counts = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
+    return torch.cat([torch.ones(1, count, dtype=torch.float64), counts])
+
+
+def _plain(figures: Mapping[str, _Figure]) -> dict[str, Score]:
+    return {name: Score(figure.estimate(), figure.completions) for name, figure in figures.items()}
+
+
+def _agreement(credits: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+    """Means over the completions in which both vary; NaN where there is none."""
+    sizes = {name: credit.detach().cpu().double().abs() * mask for name, credit in credits.items()}
+
+    def agree(a: Tensor, b: Tensor) -> float:
+        correlation, b_varies = rank_correlation(a, b, mask)
+        both = b_varies & rank_correlation(b, a, mask)[1]
+        return float(correlation[both].mean())
+
+    return {name: {other: agree(a, b) for other, b in sizes.items()} for name, a in sizes.items()}
+
+
+def _check(credits: Mapping[str, Tensor], mask: Tensor) -> None:
+    if not mask.any():
+        raise ValueError("there is no completion with a token to audit credit on")
+    if not credits:
+        raise ValueError("name at least one method to audit")
+    for name, credit in credits.items():
+        if credit.shape != mask.shape:
+            raise ValueError(f"the credit of {name} must be {tuple(mask.shape)}; got {tuple(credit.shape)}")
+        if not torch.isfinite(credit).all():
+            raise ValueError(f"the credit of {name} is NaN or infinite")
