@@ -4,13 +4,19 @@ One completion a line; its text is the steps, one after the other, and then the 
 
     {"prompt": "...", "steps": ["1+6=7. ", "Wait: 7.</think>"], "answer": "7", "essential": [true, false]}
 
-`null` in `essential` leaves a step without a label; without `essential` no step has one.
+`null` in `essential` leaves a step without a label; without `essential` no step has one. Where it is known, `correct`
+says whether the answer is right, and `first_error` the number of the first wrong step (`len(steps)` for the answer).
+
+ProcessBench's layout does as well; its last step is the answer, and steps are paragraphs:
+
+    {"problem": "...", "steps": ["...", "..."], "label": 1, "final_answer_correct": false}
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +38,36 @@ class Labelled(NamedTuple):
     mask: Tensor
 
 
+class LabelledRow(NamedTuple):
+    """One completion: token ids, and of each token the part that it lies in, the steps and then the answer.
+
+    `essential`: a label a step, None where it has none. `first_error`: a part. None where nothing is known.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    part: list[int]
+    essential: list[bool | None]
+    first_error: int | None
+    correct: bool | None
+
+
 def load_labelled(path: Path, tokenizer: Any) -> Labelled:
     """
     Raises:
         ValueError: a line is broken (its number is named), or there is none.
     """
+    rows = read_rows(path, tokenizer)
+    labels = [row.essential for row in rows]
+    return Labelled(
+        rollouts_of(rows),
+        padded_right([[label is True for label in row] for row in labels], False),
+        padded_right([[label is not None for label in row] for row in labels], False),
+    )
+
+
+def read_rows(path: Path, tokenizer: Any) -> list[LabelledRow]:
+    """The file, line by line; raises as `load_labelled`."""
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -47,42 +78,80 @@ def load_labelled(path: Path, tokenizer: Any) -> Labelled:
                     raise ValueError(f"{path}, line {number}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no completion")
-    return _batch(rows)
+    return rows
 
 
-class _Row(NamedTuple):
-    prompt: list[int]
-    completion: list[int]
-    step_index: list[int]
-    answer_start: int
-    essential: list[bool]
-    mask: list[bool]
+def rollouts_of(rows: Sequence[LabelledRow]) -> Rollouts:
+    """The completions as a batch, with `answer_start` and `step_index`."""
+    prompt_ids, prompt_mask = padded_left([row.prompt for row in rows], 0)
+    answers = [len(row.essential) for row in rows]
+    return Rollouts(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=padded_right([row.completion for row in rows], 0),
+        completion_mask=padded_right([[True] * len(row.completion) for row in rows], False),
+        answer_start=torch.tensor([row.part.index(answer) for row, answer in zip(rows, answers, strict=True)]),
+        step_index=padded_right(
+            [[k if k < answer else -1 for k in row.part] for row, answer in zip(rows, answers, strict=True)], -1
+        ),
+    )
 
 
-def _row(record: Any, tokenizer: Any) -> _Row:
+def padded_right(values: list[list[Any]], fill: Any) -> Tensor:
+    return pad_sequence([torch.tensor(value) for value in values], batch_first=True, padding_value=fill)
+
+
+def _row(record: Any, tokenizer: Any) -> LabelledRow:
+    record = _plain_layout(record)
     expected = 'expected {"prompt": "...", "steps": ["...", ...], "answer": "...", "essential": [true, null, ...]}'
     if not isinstance(record, dict) or not isinstance(record.get("steps"), list) or not record["steps"]:
         raise ValueError(expected)
-    steps, texts = record["steps"], [record.get("prompt"), record.get("answer"), *record["steps"]]
+    steps, parts = record["steps"], [*record["steps"], record.get("answer")]
     labels = record.get("essential", [None] * len(steps))
-    if not all(isinstance(text, str) and text for text in texts) or not isinstance(labels, list):
+    if not all(isinstance(text, str) and text for text in (record.get("prompt"), *parts)) or not isinstance(
+        labels, list
+    ):
         raise ValueError(f"{expected}, none of them empty")
     if len(labels) != len(steps) or not all(label is None or type(label) is bool for label in labels):
         raise ValueError(f"{len(steps)} steps need as many labels in essential, true, false or null; got {labels}")
-    prompt, text = _prompt(record["prompt"], tokenizer), "".join(steps) + record["answer"]
+    error, correct = record.get("first_error"), record.get("correct")
+    if error is not None and (type(error) is not int or not 0 <= error <= len(steps)):
+        raise ValueError(f"first_error must be a step from 0 to {len(steps)} (the answer), or null; got {error!r}")
+    if not (correct is None or type(correct) is bool):
+        raise ValueError(f"correct must be true, false or null; got {correct!r}")
+    completion, part = _tokens(parts, tokenizer)
+    return LabelledRow(_prompt(record["prompt"], tokenizer), completion, part, labels, error, correct)
+
+
+def _plain_layout(record: Any) -> Any:
+    """A record of ProcessBench in our layout; any other as it is."""
+    if not isinstance(record, dict) or "label" not in record or "problem" not in record:
+        return record
+    steps, label = record.get("steps"), record["label"]
+    if not isinstance(steps, list) or len(steps) < 2 or not all(isinstance(step, str) for step in steps):
+        raise ValueError("expected at least two steps of text, of which the last is the answer")
+    return {
+        "prompt": record["problem"],
+        "steps": [f"{step}\n\n" for step in steps[:-1]],
+        "answer": steps[-1],
+        "first_error": None if label == -1 else label,
+        "correct": record.get("final_answer_correct"),
+    }
+
+
+def _tokens(parts: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of the joined parts, and the part in which each token's first character lies."""
+    text = "".join(parts)
     completion = list(tokenizer(text, add_special_tokens=False).input_ids)
     pieces = text_pieces(tokenizer, completion)
     if "".join(pieces) != text:
         raise ValueError("the tokenizer does not give this text back as it is, so its steps cannot be found in tokens")
-    ends = list(accumulate(map(len, steps)))
+    ends = list(accumulate(map(len, parts)))
     starts = [0, *accumulate(map(len, pieces))][: len(completion)]
-    step_index = [-1 if start >= ends[-1] else bisect_right(ends, start) for start in starts]
-    answer_start = next((t for t, k in enumerate(step_index) if k < 0), -1)
-    if answer_start < 0:
+    part = [min(bisect_right(ends, start), len(parts) - 1) for start in starts]
+    if part[-1] < len(parts) - 1:
         raise ValueError("the answer shares its only token with the last step: move a character from one to the other")
-    return _Row(
-        prompt, completion, step_index, answer_start, [x is True for x in labels], [x is not None for x in labels]
-    )
+    return completion, part
 
 
 def _prompt(text: str, tokenizer: Any) -> list[int]:
@@ -91,19 +160,3 @@ def _prompt(text: str, tokenizer: Any) -> list[int]:
     plain = list(tokenizer(text, add_special_tokens=False).input_ids)
     closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1:][0] else ids
-
-
-def _batch(rows: list[_Row]) -> Labelled:
-    def padded(values: list[list[Any]], fill: Any) -> Tensor:
-        return pad_sequence([torch.tensor(value) for value in values], batch_first=True, padding_value=fill)
-
-    prompt_ids, prompt_mask = padded_left([row.prompt for row in rows], 0)
-    rollouts = Rollouts(
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        completion_ids=padded([row.completion for row in rows], 0),
-        completion_mask=padded([[True] * len(row.completion) for row in rows], False),
-        answer_start=torch.tensor([row.answer_start for row in rows]),
-        step_index=padded([row.step_index for row in rows], -1),
-    )
-    return Labelled(rollouts, padded([r.essential for r in rows], False), padded([r.mask for r in rows], False))
