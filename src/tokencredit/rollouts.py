@@ -107,8 +107,8 @@ class Rollouts:
         """(B, T) bool: the tokens before the answer; all False where there is no answer."""
         return self.completion_mask & ~self.answer_mask & self.has_answer[:, None]
 
-    def rows(self, index: slice) -> Rollouts:
-        """The completions of a slice of rows."""
+    def rows(self, index: slice | Tensor) -> Rollouts:
+        """The completions of a slice of rows, or of the rows that a tensor numbers."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
         return Rollouts(**taken)

@@ -156,6 +156,16 @@ def test_agreement_of_methods():
     assert math.isnan(agreement["a"]["u"])
 
 
+def test_credit_that_does_not_vary_correlates_with_nothing():
+    rollouts, truth = world()
+    known = replace(truth, advantage=torch.rand(60, 40, generator=torch.Generator().manual_seed(0)))
+    flat = signs(truth)[:, None] * 0.3 * rollouts.completion_mask
+    scores = audit({"flat": flat}, rollouts, known).row("flat").scores
+    for measure in ("advantage_signed", "advantage_linear", "advantage_size"):
+        assert scores[measure].estimate.value == 0
+        assert scores[measure].completions == 60
+
+
 def test_what_is_not_known_is_not_scored():
     rollouts, truth = world()
     credit = {"c": planted(rollouts, truth)}

@@ -18,7 +18,7 @@ from tokencredit.testbed.tasks.gather import Gather
 
 SEEDS = st.integers(0, 10**6)
 EVERY_TASK = pytest.mark.parametrize("name", tasks())
-ARITHMETIC = pytest.mark.parametrize("name", ["chain", "gather"])
+ARITHMETIC = pytest.mark.parametrize("name", ["chain", "gather", "long_gather", "two_hop"])
 ALPHABET = [
     "0",
     "7",
@@ -289,6 +289,14 @@ def test_labels_land_on_the_tokens_that_hold_them():
         ("chain", {"prompt": "Q:a=1,a=2?a"}, "twice"),
         ("chain", {"prompt": "Q:a=1?a"}, "must be defined by an operation"),
         ("chain", {"prompt": "Q:a=1,b=a+1?z"}, "asked"),
+        ("two_hop", {"prompt": "Q:a=1+2,b=c+1?b"}, "uses c before"),
+        ("two_hop", {"prompt": "Q:b=b+1?b"}, "uses b before"),
+        ("two_hop", {"prompt": "Q:a=1+2,b=a+1,c=b+1?c"}, "rests on another name itself"),
+        ("two_hop", {"prompt": "Q:a=1+2,a=2+3?a"}, "twice"),
+        ("two_hop", {"prompt": "Q:a=1+2?b"}, "not defined: b"),
+        ("two_hop", {"prompt": "Q:a=1+2?"}, "expected"),
+        ("two_hop", {"prompt": "Q:" + ",".join(f"{v}=1+2" for v in "abcdefghijklmnop") + "?a"}, "room for"),
+        ("long_gather", {"prompt": "Q:" + ",".join(f"{v}=1+2" for v in "abcdefghijk") + "?a"}, "room for"),
         ("countdown", {"nums": "3,4", "target": 7}, '"nums" must be'),
         ("countdown", {"nums": [3], "target": 7}, '"nums" must be'),
         ("countdown", {"nums": [3, True], "target": 7}, '"nums" must be'),

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
+from tokencredit.analysis.decoding import Decoder
 from tokencredit.methods.base import check_number, top_mask
-from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.policy import reading
 
@@ -101,7 +101,7 @@ def perturb(
         ids[real].tolist() for ids, real in zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)
     ]
     choices = torch.randint(top_k - 1, (len(picks),), generator=rng).tolist()
-    decoder = _Decoder(policy, eos_token_id, pad_token_id)
+    decoder = Decoder(policy, eos_token_id, pad_token_id)
     size = len(picks) if batch_size is None else batch_size
     overlaps: list[float] = []
     with reading(policy):
@@ -135,44 +135,6 @@ def _draw(
             drawn = at[torch.randperm(len(at), generator=rng)[:count]]
             picks += [_Pick(i, t, is_high) for t in drawn.tolist()]
     return picks
-
-
-class _Decoder:
-    """Greedy decoding of a batch of token lists."""
-
-    def __init__(self, policy: Any, eos_token_id: int, pad_token_id: int) -> None:
-        self._policy, self._eos, self._pad = policy, eos_token_id, pad_token_id
-        self._device = next(policy.parameters()).device
-
-    def likeliest(self, prefixes: list[list[int]], originals: list[int], count: int) -> list[list[int]]:
-        """The `count` likeliest tokens to follow each prefix, without its original and the end of sequence."""
-        logits = self._generate(prefixes, 1, return_dict_in_generate=True, output_logits=True).logits[0]
-        if count > logits.shape[1] - 2:
-            raise ValueError(f"top_k must be less than the vocabulary, {logits.shape[1]} tokens; got {count + 1}")
-        barred = torch.tensor([[token, self._eos] for token in originals], device=logits.device)
-        return logits.scatter(1, barred, -torch.inf).topk(count).indices.tolist()
-
-    def continued(self, prefixes: list[list[int]], budgets: list[int]) -> list[list[int]]:
-        """What follows each prefix, up to its end of sequence, or as many tokens as its budget has."""
-        width = max(map(len, prefixes))
-        found = []
-        for row, budget in zip(self._generate(prefixes, max(budgets)).tolist(), budgets, strict=True):
-            after = row[width : width + budget]
-            found.append(after[: after.index(self._eos) + 1] if self._eos in after else after)
-        return found
-
-    def _generate(self, prefixes: list[list[int]], steps: int, **options: Any) -> Any:
-        ids, mask = padded_left(prefixes, self._pad, self._device)
-        return self._policy.generate(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            max_new_tokens=steps,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self._pad,
-            eos_token_id=self._eos,
-            **options,
-        )
 
 
 def _jaccard(a: list[int], b: list[int]) -> float:

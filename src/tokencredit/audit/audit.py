@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,23 @@ class Audit:
 
     def row(self, name: str) -> AuditRow:
         return next(row for row in self.rows if row.name == name)
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for `json.dumps`, null where a figure is not defined."""
+        rows = [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "scores": {m: {**asdict(s), "informative": s.informative} for m, s in row.scores.items()},
+                "concentration": {name: asdict(s.estimate) for name, s in row.concentration.items()},
+            }
+            for row in self.rows
+        ]
+        agreement = {
+            a: {b: None if math.isnan(value) else value for b, value in others.items()}
+            for a, others in self.agreement.items()
+        }
+        return {"completions": self.completions, "correct": self.correct, "rows": rows, "agreement": agreement}
 
 
 def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, seed: int = 0) -> Audit:

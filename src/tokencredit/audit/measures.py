@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tokencredit.audit.ranking import first_found, ordered_pairs, rank_correlation
+from tokencredit.audit.ranking import correlation, first_found, ordered_pairs, rank_correlation
 from tokencredit.audit.truth import Truth
 from tokencredit.diagnostics import effective_ratio, gini
 from tokencredit.methods.base import step_means
@@ -124,8 +124,13 @@ def advantage_signed(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | 
     return None if truth.advantage is None else _mean_correlation(credit, truth.advantage, mask)
 
 
+def advantage_linear(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
+    """The same by Pearson: most tokens hardly matter, and ranks count them as much as the few that do."""
+    return None if truth.advantage is None else _mean_of(*correlation(credit, truth.advantage, mask))
+
+
 def advantage_size(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
-    """The same of their sizes."""
+    """Spearman's of their sizes. Sizes mostly follow how likely a token was to be another, as surprise does."""
     return None if truth.advantage is None else _mean_correlation(credit.abs(), truth.advantage.abs(), mask)
 
 
@@ -153,6 +158,7 @@ MEASURES: dict[str, Measure] = {
     "error_hit_5": error_hit(5),
     "error_reciprocal_rank": error_reciprocal_rank,
     "advantage_signed": advantage_signed,
+    "advantage_linear": advantage_linear,
     "advantage_size": advantage_size,
     "replacement": replacement,
 }
@@ -173,8 +179,11 @@ def _mean_auroc(scores: Tensor, positive: Tensor, among: Tensor) -> Ratio:
 
 
 def _mean_correlation(scores: Tensor, truth: Tensor, among: Tensor) -> Ratio:
-    correlation, varies = rank_correlation(scores, truth, among)
-    return Ratio(torch.where(varies, correlation, 0.0), varies.double())
+    return _mean_of(*rank_correlation(scores, truth, among))
+
+
+def _mean_of(values: Tensor, known: Tensor) -> Ratio:
+    return Ratio(torch.where(known, values, 0.0), known.double())
 
 
 def _mean(values: Tensor, mask: Tensor) -> Ratio:

@@ -52,13 +52,21 @@ def _none_among(drawn: Tensor, positive: Tensor, other: Tensor) -> Tensor:
 
 def rank_correlation(scores: Tensor, truth: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """Spearman's correlation of each row, 0 where the scores do not vary; and whether the truth varies; (B,) each."""
+    return correlation(midranks(scores, among), midranks(truth, among), among)
+
+
+def correlation(scores: Tensor, truth: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Pearson's correlation, as `rank_correlation`."""
     count = among.sum(1, keepdim=True).clamp(min=1)
 
     def centred(values: Tensor) -> Tensor:
-        ranks = midranks(values, among).masked_fill(~among, 0.0)
-        return torch.where(among, ranks - ranks.sum(1, keepdim=True) / count, 0.0)
+        kept = values.double().masked_fill(~among, 0.0)
+        return torch.where(among, kept - kept.sum(1, keepdim=True) / count, 0.0)
+
+    def varies(values: Tensor) -> Tensor:
+        # Not by the norm: the mean of equal numbers may round apart from them.
+        return values.masked_fill(~among, -torch.inf).amax(1) > values.masked_fill(~among, torch.inf).amin(1)
 
     a, b = centred(scores), centred(truth)
-    size = a.norm(dim=1) * b.norm(dim=1)
-    varies = b.norm(dim=1) > 0
-    return torch.where(size > 0, (a * b).sum(1) / size.clamp(min=1e-300), 0.0), varies
+    both = varies(scores) & varies(truth)
+    return torch.where(both, (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)), 0.0), varies(truth)

@@ -14,6 +14,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from tokencredit.cli.models import load_policy
 from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _evaluate(
     """Evaluate under a bar, writing each completion as it comes."""
     from tokencredit.evaluation import evaluate as run
 
-    policy, tokenizer = _load(model)
+    policy, tokenizer = load_policy(model)
     with ExitStack() as stack:
         bars = stack.enter_context(Bars())
         bars.stage("evaluate", len(problems))
@@ -122,18 +123,6 @@ def _evaluate(
                 lines.flush()
 
         return run(policy, tokenizer, problems, reward, on_progress=progress, **settings)
-
-
-def _load(model: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        return policy.to(device), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model} cannot be loaded: {error}") from None
 
 
 def _line(scored: Scored, problem: dict[str, Any]) -> str:

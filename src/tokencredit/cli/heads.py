@@ -10,6 +10,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from tokencredit.cli.models import load_model, load_policy
 from tokencredit.cli.rhythm import print_rhythm
 from tokencredit.cli.terminal import console, needed_packages, offline, quiet_libraries, user_errors
 
@@ -32,7 +33,9 @@ def heads(
             dir_okay=False,
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="The testbed's task: gather, chain or countdown.")] = "gather",
+    task: Annotated[
+        str, typer.Option(help="Without --traces: gather, long_gather, two_hop, chain, countdown.")
+    ] = "gather",
     level: Annotated[int | None, typer.Option(help="Its difficulty, 1 to 3.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seeds the warmed-up policy and the sampling.")] = 0,
     warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of its warm-up.", show_default=False)] = None,
@@ -77,7 +80,7 @@ def heads(
             source = f"{labels} labels of {traces or task}"
             _write(out, policy, ranks, top, found, source)
         if against is not None:
-            stability = head_stability(policy, _load(against), found.rollouts, batch_size=64)
+            stability = head_stability(policy, load_model(against), found.rollouts, batch_size=64)
             console.print(_stability_table(stability, ranks[:top]))
         if rhythm:
             print_rhythm(policy, tokenizer, found.rollouts, seed)
@@ -98,37 +101,20 @@ def _read(
     from tokencredit.testbed.policy import build_tokenizer
     from tokencredit.testbed.problems import generate_problems
     from tokencredit.testbed.tasks import task as find_task
-    from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
+    from tokencredit.testbed.warmup import recipe_for, warmed_up_policy
 
     if traces is not None:
         if model is None:
             raise ValueError("--traces needs the MODEL that reads them")
-        from transformers import AutoTokenizer
-
-        users_own = _load(model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the tokenizer of {model} cannot be loaded: {error}") from None
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        users_own, tokenizer = load_policy(model)
         return users_own, tokenizer, load_labelled(traces, tokenizer)
     chosen, tokenizer = find_task(task) if level is None else find_task(task, level=level), build_tokenizer()
-    recipe = WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps)
-    policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else _load(model)
+    recipe = recipe_for(task, seed=seed, steps=warmup_steps)
+    policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else load_model(model)
     if policy.config.vocab_size != len(tokenizer):
         raise ValueError(f"{model} is not a policy of the testbed: give its labelled completions, --traces FILE")
     problems = generate_problems(chosen, completions, held_out=True, seed=seed)
     return policy, tokenizer, labelled_completions(policy, tokenizer, chosen, problems, seed=seed)
-
-
-def _load(model: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(model).eval()
-    except OSError as error:
-        raise ValueError(f"{model} cannot be loaded: {error}") from None
 
 
 def _table(ranks: Sequence[HeadRank]) -> Table:

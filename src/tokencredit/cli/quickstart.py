@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def quickstart(
     methods: Annotated[str, typer.Option(help="Credit methods, separated by commas, or 'all'.")] = "uniform,atpo",
-    task: Annotated[str, typer.Option(help="gather, chain or countdown.")] = "gather",
+    task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
     level: Annotated[int | None, typer.Option(help="Difficulty, 1 to 3; the task's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the policy, the problems and the sampling.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps a method.")] = 50,
@@ -51,7 +51,7 @@ def quickstart(
         from tokencredit.testbed.reward_model import RewardTraining
         from tokencredit.testbed.runs import RunFolder
         from tokencredit.testbed.training import Budget
-        from tokencredit.testbed.warmup import WarmUp
+        from tokencredit.testbed.warmup import recipe_for
     quiet_libraries()
     names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
@@ -64,7 +64,7 @@ def quickstart(
             problems=None if problems is None else str(problems),
             evaluation_problems=evaluate_on,
             budget=Budget(steps=steps, prompts=prompts, seed=seed),
-            warm_up=WarmUp(seed=seed) if warmup_steps is None else WarmUp(seed=seed, steps=warmup_steps),
+            warm_up=recipe_for(task, seed=seed, steps=warmup_steps),
             reward_training=RewardTraining()
             if reward_model_steps is None
             else RewardTraining(steps=reward_model_steps),

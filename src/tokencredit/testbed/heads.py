@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tokencredit.labelled import Labelled
 from tokencredit.steps import TokenPieces
 from tokencredit.testbed.evaluate import sample
-from tokencredit.testbed.tasks import Problem, Task, label_tokens
+from tokencredit.testbed.tasks import Labels, Problem, Task, label_tokens
 
 
 def labelled_completions(
@@ -42,8 +42,7 @@ def labelled_completions(
         pieces = pieces_of(rollouts.completion_ids[i, :length].tolist())
         text = "".join(pieces)
         found = task.label(problem, text)
-        said = [re.sub(r"^(?:wait)*|;$", "", text[step.start : step.end]) for step in found.steps]
-        counted.append([said.count(body) == 1 for body in said])
+        counted.append(said_once(found, text))
         labels = label_tokens(found, pieces)
         essential.append(labels.essential)
         if labels.correct:
@@ -51,6 +50,12 @@ def labelled_completions(
             step_index[i, :length] = torch.tensor(labels.step_index)
     marked = replace(rollouts, answer_start=answer_start, step_index=step_index)
     return Labelled(marked, _padded(essential), _padded(counted))
+
+
+def said_once(labels: Labels, text: str) -> list[bool]:
+    """Which of the labelled steps of a completion are said only once, re-checks left aside."""
+    said = [re.sub(r"^(?:wait)*|;$", "", text[step.start : step.end]) for step in labels.steps]
+    return [said.count(body) == 1 for body in said]
 
 
 def _padded(rows: list[list[bool]]) -> Tensor:

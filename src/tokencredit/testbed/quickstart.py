@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from tokencredit.heads import rank_heads
-from tokencredit.methods import Method, method, methods, required_parameters
+from tokencredit.methods import method, methods
+from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.evaluate import evaluate
-from tokencredit.testbed.heads import labelled_completions
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems, load_problems
 from tokencredit.testbed.reward_model import RewardTraining, process_reward_model, step_quality
@@ -26,8 +25,6 @@ from tokencredit.testbed.traces import collect_traces
 from tokencredit.testbed.training import Budget, train
 from tokencredit.testbed.warmup import WarmUp, warmed_up_policy
 
-KEY_FOCUS_HEADS = 3
-"""How many heads AttnPO reads, as in its released script."""
 WARM_ENOUGH = 0.2
 """Greedy accuracy after warm-up below which a warning is due."""
 
@@ -130,7 +127,7 @@ def _run_method(
     progress: Progress,
 ) -> None:
     chosen, tokenizer = q.build_task(), build_tokenizer()
-    m = _build_method(name, checkpoint, chosen, problems, progress)
+    m = build_arm(name, checkpoint, chosen, problems.training, progress.message)
     scorer, quality = _reward_model(q, checkpoint, problems, progress) if m.needs.reward else (None, {})
     progress.stage(name, q.budget.steps)
 
@@ -170,19 +167,6 @@ def _run_method(
         **quality,
     }
     folder.record_method(name, result, traces, trained.policy)
-
-
-def _build_method(
-    name: str, checkpoint: Qwen3ForCausalLM, chosen: Task, problems: Problems, progress: Progress
-) -> Method:
-    """A method with its defaults; key-focus heads, where it needs them, are found on training problems."""
-    if "heads" not in required_parameters(name):
-        return method(name)
-    labelled = labelled_completions(checkpoint, build_tokenizer(), chosen, problems.training[:300])
-    ranks = rank_heads(checkpoint, *labelled)[:KEY_FOCUS_HEADS]
-    found = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
-    progress.message(f"{name}: key-focus heads by step ranking accuracy: {found}")
-    return method(name, heads=tuple((r.layer, r.head) for r in ranks))
 
 
 def _reward_model(

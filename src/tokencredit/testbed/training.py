@@ -59,21 +59,24 @@ def train(
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
     reward_model: Any = None,
+    lora: bool | None = None,
 ) -> Trained:
     """Train a copy of `checkpoint`; with a LoRA adapter where the method reads one.
 
     Args:
-        held_out: evaluated on, greedily, every `budget.evaluate_every` steps.
+        held_out: evaluated on, greedily, every `budget.evaluate_every` steps; may be empty.
         folder: for TRL's own output.
         on_step: called with one row of metrics a step.
         reward_model: for a method that reads one.
+        lora: train an adapter; by default where the method reads one.
     """
-    args = _config(task, m, budget, folder)
+    adapted = m.needs.adapter if lora is None else lora
+    args = _config(task, m, budget, folder, adapted)
     prompts = [training[i % len(training)] for i in range(max(len(training), budget.prompts))]
     dataset = Dataset.from_dict({"prompt": [p.prompt for p in prompts], "problem": list(range(len(prompts)))})
 
     recorder = _Recorder(tokenizer, task, held_out, budget, on_step)
-    lora = LoraConfig(r=budget.lora_rank, lora_alpha=2 * budget.lora_rank, target_modules="all-linear")
+    adapter = LoraConfig(r=budget.lora_rank, lora_alpha=2 * budget.lora_rank, target_modules="all-linear")
     # The adapter's random start comes from here, so a method's run does not depend on which ran before it.
     torch.manual_seed(budget.seed)
     trainer = CreditGRPOTrainer(
@@ -85,7 +88,7 @@ def train(
         callbacks=[recorder],
         splitter=step_starts,
         reward_model=reward_model,
-        peft_config=lora if m.needs.adapter else None,
+        peft_config=adapter if adapted else None,
     )
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
@@ -105,7 +108,7 @@ def correctness(task: Task, problems: Sequence[Problem], tokenizer: Any) -> Call
     return correct
 
 
-def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOConfig:
+def _config(task: Task, m: Method, budget: Budget, folder: Path, adapted: bool) -> CreditGRPOConfig:
     rollouts = budget.prompts * budget.group_size
     if rollouts % budget.updates_per_step:
         raise ValueError(f"{rollouts} rollouts a step cannot be split into {budget.updates_per_step} equal updates")
@@ -119,7 +122,7 @@ def _config(task: Task, m: Method, budget: Budget, folder: Path) -> CreditGRPOCo
         gradient_accumulation_steps=1,
         num_generations=budget.group_size,
         max_completion_length=task.max_new_tokens,
-        learning_rate=budget.lora_learning_rate if m.needs.adapter else budget.learning_rate,
+        learning_rate=budget.lora_learning_rate if adapted else budget.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         adam_beta2=0.98,
@@ -146,7 +149,7 @@ class _Recorder(TrainerCallback):
         self.evaluation_seconds = 0.0
         self.tokens = 0
         self._evaluate = lambda policy: evaluate(policy, tokenizer, task, held_out)
-        self._budget = budget
+        self._budget, self._held_out = budget, held_out
         self._on_step = on_step
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -162,7 +165,7 @@ class _Recorder(TrainerCallback):
             "tokens": self.tokens,
             **{name: float(value) for name, value in logs.items() if name.startswith("credit/")},
         }
-        if step % self._budget.evaluate_every == 0 or step == self._budget.steps:
+        if self._held_out and (step % self._budget.evaluate_every == 0 or step == self._budget.steps):
             started = time.perf_counter()
             row["accuracy"] = self._evaluate(kwargs["model"]).value
             self.evaluation_seconds += time.perf_counter() - started

@@ -9,10 +9,12 @@ from tokencredit.testbed.tasks.base import Labels, Problem, Task, TokenLabels, l
 from tokencredit.testbed.tasks.chain import Chain
 from tokencredit.testbed.tasks.countdown import Countdown
 from tokencredit.testbed.tasks.gather import Gather
+from tokencredit.testbed.tasks.long_gather import LongGather
+from tokencredit.testbed.tasks.two_hop import TwoHop
 
 __all__ = ["Labels", "Problem", "Task", "TokenLabels", "label_tokens", "step_starts", "task", "tasks"]
 
-_TASKS: dict[str, Callable[..., Task]] = {cls.name: cls for cls in (Chain, Countdown, Gather)}
+_TASKS: dict[str, Callable[..., Task]] = {cls.name: cls for cls in (Chain, Countdown, Gather, LongGather, TwoHop)}
 
 
 def tasks() -> list[str]:

@@ -59,18 +59,19 @@ class Gather:
 
     level: int = 2
     name: ClassVar[str] = "gather"
+    levels: ClassVar[Mapping[int, tuple[tuple[int, int], tuple[int, int]]]] = LEVELS
     distractor: ClassVar[float] = 0.5
     recheck: ClassVar[float] = 0.1
 
     def __post_init__(self) -> None:
-        check_level(self.level, LEVELS)
+        check_level(self.level, self.levels)
 
     @property
     def max_new_tokens(self) -> int:
-        return 16 + 12 * LEVELS[self.level][0][1]
+        return 16 + 12 * self.levels[self.level][0][1]
 
     def problem(self, rng: Random) -> GatherProblem:
-        variables, asked = LEVELS[self.level]
+        variables, asked = self.levels[self.level]
         names = "abcdefghijklmnopqrstuvwxyz"[: rng.randint(*variables)]
         definitions = {v: (rng.randrange(10), rng.choice(OPERATORS), rng.randrange(10)) for v in names}
         return GatherProblem(definitions, tuple(rng.sample(names, rng.randint(*asked))))
@@ -85,7 +86,7 @@ class Gather:
         asked = tuple(match[2].split(","))
         if len(definitions) < len(parts):
             raise ValueError("a name is defined twice")
-        if len(parts) > (most := LEVELS[self.level][0][1]):
+        if len(parts) > (most := self.levels[self.level][0][1]):
             raise ValueError(f"{len(parts)} definitions; level {self.level} has room for {most}")
         if missing := sorted(set(asked) - definitions.keys()):
             raise ValueError(f"asked but not defined: {', '.join(missing)}")

@@ -1,0 +1,70 @@
+"""Methods as text, for command lines and results: a name, or a name with parameters."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokencredit.methods import Method, method, methods, required_parameters
+
+
+def split_specs(text: str) -> tuple[str, ...]:
+    """ "uniform,rhythm:strategy=local,q=0.3" -> ("uniform", "rhythm:strategy=local,q=0.3")."""
+    specs: list[str] = []
+    for part in map(str.strip, _split(text)):
+        goes_on = "=" in part.partition(":")[0]
+        if goes_on and specs:
+            specs[-1] += f",{part}"
+        elif part:
+            specs.append(part)
+    return tuple(specs)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """ "rhythm:strategy=coupled,q=0.3" -> ("rhythm", {"strategy": "coupled", "q": 0.3}). Values are JSON, or else text.
+
+    Raises:
+        ValueError: a parameter without a value.
+    """
+    name, _, given = spec.partition(":")
+    params: dict[str, Any] = {}
+    for part in _split(given) if given else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"{spec!r}: expected NAME:PARAMETER=VALUE,...; got {part!r}")
+        try:
+            params[key.strip()] = json.loads(value)
+        except ValueError:
+            params[key.strip()] = value.strip()
+    return name.strip(), params
+
+
+def check_specs(specs: tuple[str, ...]) -> None:
+    """Raise a ValueError where there is none, one twice, or one that names no method, parameter or value."""
+    if not specs or len(set(specs)) < len(specs):
+        raise ValueError(f"name at least one method, each once; got {', '.join(specs) or 'none'}")
+    for spec in specs:
+        sketch(spec)
+
+
+def sketch(spec: str) -> Method:
+    """The method, with any head in place of those that have to be found on a model: tells what it reads."""
+    name, params = parse_spec(spec)
+    return method(name, **({"heads": ((0, 0),)} if needs_heads(name, params) else {}), **params)
+
+
+def needs_heads(name: str, params: dict[str, Any]) -> bool:
+    """The method reads heads that are not given, and that depend on the model."""
+    return "heads" not in params and name in methods() and "heads" in required_parameters(name)
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that are in no list."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,57 @@
+"""Arms of an audit or a comparison: credit methods with what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from tokencredit.heads import rank_heads
+from tokencredit.methods import Method, method
+from tokencredit.methods.specs import needs_heads, parse_spec
+from tokencredit.testbed.heads import labelled_completions
+from tokencredit.testbed.policy import build_tokenizer
+from tokencredit.testbed.tasks import Problem, Task
+
+KEY_FOCUS_HEADS = 3
+"""How many heads AttnPO reads, as in its released script."""
+ALL_ARMS = (
+    "uniform",
+    "random",
+    "position",
+    "entropy",
+    "entropy_selection",
+    "surprisal",
+    "entropy_reduction",
+    "divergence",
+    "arca",
+    "atpo",
+    "rhythm:strategy=local",
+    "rhythm:strategy=global",
+    "rhythm:strategy=coupled",
+    "attnpo",
+    "p2t",
+)
+"""Every method, and each of rhythm's strategies."""
+
+
+def build_arm(
+    spec: str,
+    checkpoint: nn.Module,
+    task: Task,
+    training: Sequence[Problem],
+    on_message: Callable[[str], None] = lambda text: None,
+) -> Method:
+    """The method that `spec` names. Key-focus heads, where it needs them, are found on 300 training problems.
+
+    Raises:
+        ValueError: an unknown method or parameter, or a value out of range.
+    """
+    name, params = parse_spec(spec)
+    if needs_heads(name, params):
+        found = labelled_completions(checkpoint, build_tokenizer(), task, training[:300])
+        ranks = rank_heads(checkpoint, *found)[:KEY_FOCUS_HEADS]
+        shown = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
+        on_message(f"{name}: key-focus heads by step ranking accuracy: {shown}")
+        params["heads"] = tuple((r.layer, r.head) for r in ranks)
+    return method(name, **params)

@@ -1,0 +1,31 @@
+"""Methods as text."""
+
+import pytest
+
+from tokencredit.methods.specs import check_specs, parse_spec, sketch, split_specs
+
+
+def test_parameters_may_hold_commas():
+    text = "uniform, rhythm:strategy=local,q=0.3,horizon=[1,4] ,attnpo:heads=[[1,0],[2,1]],beta=1"
+    assert split_specs(text) == (
+        "uniform",
+        "rhythm:strategy=local,q=0.3,horizon=[1,4]",
+        "attnpo:heads=[[1,0],[2,1]],beta=1",
+    )
+
+
+def test_values_are_json_or_text():
+    spec = "rhythm:strategy=coupled,q=0.3,horizon=[1,4]"
+    assert parse_spec(spec) == ("rhythm", {"strategy": "coupled", "q": 0.3, "horizon": [1, 4]})
+    assert sketch(spec).horizon == (1, 4)
+    assert parse_spec("attnpo:heads=heads.json,incorrect=true") == (
+        "attnpo",
+        {"heads": "heads.json", "incorrect": True},
+    )
+    assert sketch("attnpo").name == "attnpo"
+
+
+@pytest.mark.parametrize("specs", [(), ("uniform", "uniform"), ("nope",), ("atpo:floor",), ("atpo:floor=2",)])
+def test_bad_specs_are_refused(specs):
+    with pytest.raises(ValueError):  # noqa: PT011 - each has its own message
+        check_specs(specs)
