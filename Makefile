@@ -4,13 +4,23 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test check bench clean
+OLDEST_TRL := trl==1.14.0
+
+.PHONY: quickstart test test-oldest check bench clean
 
 quickstart: $(READY)
 	$(BIN)/tokencredit quickstart $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The trainer's tests with the oldest TRL of the range, in an environment of its own.
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	grep -v "^trl==" constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt "$(OLDEST_TRL)" -e ".[dev]"
+	.venv-oldest/bin/python -m pytest tests/trainers tests/cli/test_train.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
