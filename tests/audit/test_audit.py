@@ -174,7 +174,7 @@ def test_what_is_not_known_is_not_scored():
     all_right = replace(truth, correct=torch.ones_like(truth.correct), error=torch.zeros_like(truth.error))
     assert not {"error_auroc", "error_hit_1"} & audit(credit, rollouts, all_right).row("c").scores.keys()
     full = replace(truth, advantage=planted(rollouts, truth), effect=planted(rollouts, truth))
-    full = replace(full, results=rollouts.completion_mask)
+    full = replace(full, results=rollouts.completion_mask, indirect=truth.essential & (torch.arange(7) % 2 == 0))
     assert audit(credit, rollouts, full).row("c").scores.keys() == MEASURES.keys()
     assert audit(credit, rollouts, full).row("c").scores["advantage_signed"].estimate.value == pytest.approx(1)
 

@@ -93,6 +93,16 @@ def step_ranking(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None
     return Ratio(*ordered_pairs(scores, truth.essential[:, : scores.shape[1]], known))
 
 
+def step_ranking_direct(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
+    """`step_ranking` of the essential steps that the answer itself reads, against the redundant ones."""
+    return _ranking_without(credit, truth, truth.indirect)
+
+
+def step_ranking_indirect(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
+    """`step_ranking` of the essential steps that only other steps rest on, against the redundant ones."""
+    return _ranking_without(credit, truth, None if truth.indirect is None else truth.essential & ~truth.indirect)
+
+
 def error_auroc(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
     """Mean AUROC of blame over the tokens of a wrong completion: the first error against all others."""
     return _mean_auroc(-credit, truth.error, mask)
@@ -152,6 +162,8 @@ def concentration_ratio(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic
 MEASURES: dict[str, Measure] = {
     "essential_auroc": essential_auroc,
     "step_ranking": step_ranking,
+    "step_ranking_direct": step_ranking_direct,
+    "step_ranking_indirect": step_ranking_indirect,
     "error_auroc": error_auroc,
     "error_auroc_results": error_auroc_results,
     "error_hit_1": error_hit(1),
@@ -171,6 +183,14 @@ def _steps(credit: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     """(B, K) mean credit of each step, and which steps have a label that counts: those of correct completions."""
     scores, exists = step_means(credit.double(), truth.step_index)
     return scores, exists & truth.labelled[:, : scores.shape[1]] & truth.correct[:, None]
+
+
+def _ranking_without(credit: Tensor, truth: Truth, left_out: Tensor | None) -> Statistic | None:
+    if left_out is None:
+        return None
+    scores, known = _steps(credit, truth)
+    steps = scores.shape[1]
+    return Ratio(*ordered_pairs(scores, truth.essential[:, :steps], known & ~left_out[:, :steps]))
 
 
 def _mean_auroc(scores: Tensor, positive: Tensor, among: Tensor) -> Ratio:

@@ -18,6 +18,7 @@ class Truth:
         correct: (B,) bool, the answer is right.
         step_index: (B, T) long, the labelled steps; -1 outside them.
         essential: (B, K) bool, the answer rests on the step. labelled: (B, K) bool, the steps whose label is known.
+        indirect: (B, K) bool, the essential steps that only other steps rest on: the answer itself does not read them.
         error: (B, T) bool, where a wrong completion first goes wrong: one token, or those of one step.
         results: (B, T) bool, the tokens that state what a step comes to.
         advantage: (B, T), the true advantage of each token, as estimated by Monte Carlo.
@@ -32,6 +33,7 @@ class Truth:
     results: Tensor | None = None
     advantage: Tensor | None = None
     effect: Tensor | None = None
+    indirect: Tensor | None = None
 
     def check(self, rollouts: Rollouts) -> None:
         """Raise a ValueError where the truth is about other rollouts, or is NaN."""
@@ -49,5 +51,7 @@ class Truth:
             raise ValueError(f"essential and labelled must be (B, K); got {tuple(self.essential.shape)}")
         if self.essential.shape[1] < steps:
             raise ValueError(f"{steps} steps need as many labels a completion; got {self.essential.shape[1]}")
+        if self.indirect is not None and self.indirect.shape != self.essential.shape:
+            raise ValueError(f"indirect must be {tuple(self.essential.shape)}; got {tuple(self.indirect.shape)}")
         if (self.error & ~rollouts.completion_mask).any():
             raise ValueError("error marks padding: it must lie on completion tokens")

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from tokencredit.testbed.audit import TestbedAudit
 
 _GROUPS = {
-    "essential or redundant, in correct completions": {"AUROC": "essential_auroc", "step ranking": "step_ranking"},
+    "essential or redundant, in correct completions": {
+        "AUROC": "essential_auroc",
+        "step ranking": "step_ranking",
+        "read": "step_ranking_direct",
+        "not read": "step_ranking_indirect",
+    },
     "first error, in wrong completions": {"AUROC": "error_auroc", "among results": "error_auroc_results"},
     "first error, at the top of the blame": {
         "hit@1": "error_hit_1",

@@ -16,6 +16,8 @@ from tokencredit.report.render import visible
 TITLES = {
     "essential_auroc": "essential steps, AUROC",
     "step_ranking": "step ranking accuracy",
+    "step_ranking_direct": "step ranking, read by the answer",
+    "step_ranking_indirect": "step ranking, not read by the answer",
     "error_auroc": "first error, AUROC",
     "error_auroc_results": "first error among results, AUROC",
     "error_hit_1": "first error, hit@1",

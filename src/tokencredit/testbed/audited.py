@@ -48,11 +48,15 @@ def sample_audited(
     pieces_of = TokenPieces(tokenizer)
     labels: list[TokenLabels] = []
     counted: list[list[bool]] = []
+    indirect: list[list[bool]] = []
+    hops = getattr(task, "hops", None)
     results: list[list[bool]] = []
     for problem, ids, length in zip(asked, rollouts.completion_ids, rollouts.lengths.tolist(), strict=True):
         pieces = pieces_of(ids[:length].tolist())
         found = task.label(problem, "".join(pieces))
         labels.append(label_tokens(found, pieces))
+        if hops is not None:
+            indirect.append([hop == 2 for hop in hops(problem, "".join(pieces))])
         counted.append(said_once(found, "".join(pieces)))
         results.append(result_tokens(pieces, labels[-1].step_index))
     correct = torch.tensor([label.correct for label in labels])
@@ -69,6 +73,7 @@ def sample_audited(
         labelled=padded_right([[*row, False] for row in counted], False),
         error=grid([[t == label.first_error for t in range(len(label.step_index))] for label in labels], False),
         results=grid(results, False),
+        indirect=padded_right([[*row, False] for row in indirect], False) if hops is not None else None,
     )
     group = torch.arange(len(asked)) // group_size
     marked = replace(
