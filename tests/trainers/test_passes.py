@@ -73,6 +73,7 @@ def test_shared_passes_give_the_credit_of_passes_of_our_own(tmp_path, name, sett
         ("surprisal", {"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 0),
         ("surprisal", {"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}, 0),
         ("divergence", {**TWO_UPDATES, **REFERENCE}, 0),
+        ("divergence", TWO_UPDATES, 4),
         ("arca", {**TWO_UPDATES, **REFERENCE}, 0),
         ("arca", TWO_UPDATES, 2),
         ("arca", {**ONE_UPDATE, **REFERENCE}, 1),
@@ -84,6 +85,16 @@ def test_passes_that_credit_adds(tmp_path, name, settings, extra):
     """One generation batch. Slices of 8: two where two updates share a batch of 16."""
     given = arguments(tmp_path, max_steps=1, credit_method=name, **settings)
     assert extra_passes(given, peft_config=lora()) == extra
+
+
+@pytest.mark.parametrize(
+    "settings", [TWO_UPDATES, ONE_UPDATE, {**TWO_UPDATES, **REFERENCE}, {**ONE_UPDATE, **REFERENCE}]
+)
+def test_a_fresh_adapter_has_diverged_nowhere(tmp_path, settings):
+    """Log-probs of policy and reference are equal to the last bit, so that no rounding passes for credit."""
+    args = CreditGRPOConfig(**arguments(tmp_path, max_steps=1, **settings), credit_method="divergence")
+    trainer = trained(Keeping, args, peft_config=LoraConfig(r=4, target_modules="all-linear"))
+    assert trainer.state.log_history[0]["credit/gini"] == 0
 
 
 def test_a_policy_with_dropout_is_read_without_it(tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tokencredit.cli.audit import audit
+from tokencredit.cli.compare import compare
 from tokencredit.cli.eval import evaluate
 from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(heads)
 app.command()(audit)
+app.command()(compare)
 app.command()(report)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

@@ -137,7 +137,9 @@ class CreditGRPOTrainer(GRPOTrainer):
         """To read the passes that TRL makes over the policy, where they show what a pass of our own would."""
         args, needs = self.args, self.credit_method.needs
         tempered = args.temperature != 1.0 and (needs.logits or needs.reference_logprob)
-        if self._in_loss or not needs.policy or tempered or dropout(self._policy):
+        # A policy equal to its reference must give equal log-probs, so both come out of one kind of pass.
+        alone = needs.reference_logprob and args.beta == 0.0
+        if self._in_loss or not needs.policy or tempered or alone or dropout(self._policy):
             return None
         return ScoringPasses(
             super()._get_per_token_logps_and_entropies,

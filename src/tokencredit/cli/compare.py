@@ -1,0 +1,115 @@
+"""`tokencredit compare`: which credit trains better, at the same budget?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokencredit.testbed.curves import ArmSummary, Interval
+
+
+def compare(
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="[lora ][shuffled ]METHOD, or oracle, separated by commas; METHOD is NAME or NAME:PARAMETER=VALUE.",
+            show_default="all methods and controls",
+        ),
+    ] = "all",
+    task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
+    level: Annotated[int | None, typer.Option(help="Its difficulty.", show_default=False)] = None,
+    learning_rates: Annotated[str, typer.Option(help="Separated by commas; an adapter gets ten times as much.")] = (
+        "1.5e-4,3e-4,6e-4"
+    ),
+    checkpoints: Annotated[int, typer.Option(min=1, help="Warm-ups to start from, of seeds 0, 1, ...")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm, rate and checkpoint, of seeds 0, 1, ...")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps of a run.")] = 60,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
+    group_size: Annotated[int, typer.Option(min=2, help="Completions of each prompt.")] = 4,
+    warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm-up.", show_default=False)] = None,
+    target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy to count the steps to.")] = 0.7,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time, of one thread each.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder.", show_default="runs/compare-TIME")] = None,
+) -> None:
+    """Train every arm from the same checkpoints on the same problems, and compare it with uniform credit, pair by pair.
+
+    A killed sweep goes on with the same command and --out; a wider one keeps the runs that are there.
+    """
+    offline()
+    with needed_packages("quickstart"):
+        from tokencredit.testbed.compare import DEFAULT_ARMS, Comparison, config_of, split_arms, sweep
+        from tokencredit.testbed.curves import best, summarise
+        from tokencredit.testbed.training import Budget
+        from tokencredit.testbed.warmup import recipe_for
+    quiet_libraries()
+    folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    with user_errors():
+        asked = Comparison(
+            arms=DEFAULT_ARMS if arms == "all" else split_arms(arms),
+            task=task,
+            level=level,
+            learning_rates=_rates(learning_rates),
+            checkpoints=tuple(range(checkpoints)),
+            seeds=tuple(range(seeds)),
+            budget=Budget(steps=steps, prompts=prompts, group_size=group_size, updates_per_step=1),
+            warm_up=recipe_for(task, steps=warmup_steps),
+        )
+    try:
+        with Bars() as bars:
+            bars.stage("runs", len(asked.runs()))
+            runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted. Finished runs are kept; the same command with --out {folder} goes on.")
+        raise typer.Exit(130) from None
+    summaries = summarise(runs, target)
+    console.print(_table(best(summaries), f"{len(runs)} runs; each arm at its best learning rate, 95 % intervals"))
+    found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
+    (folder / "compare.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    console.print(f"written: {escape(str(folder / 'compare.json'))}")
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"learning rates must be numbers separated by commas; got {text!r}") from None
+    if not all(0 < rate < 1 for rate in rates):
+        raise ValueError(f"learning rates must be between 0 and 1; got {text!r}")
+    return rates
+
+
+def _table(summaries: Sequence[ArmSummary], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    for name in ("rate", "area", "over uniform", "final", "collapsed", "to target"):
+        table.add_column(name, justify="right")
+    for s in summaries:
+        table.add_row(
+            escape(s.arm),
+            f"{s.learning_rate:g}",
+            f"{s.area.mean:.3f}",
+            "" if s.area_gain is None else _signed(s.area_gain),
+            f"{s.final.mean:.3f}",
+            f"{s.collapsed}/{s.area.count}",
+            "-" if s.steps_to_target is None else f"{s.steps_to_target:g}",
+        )
+    return table
+
+
+def _signed(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.3f}"
+    return escape(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
