@@ -145,6 +145,21 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 50 <= inside <= 60
 
 
+def test_completions_of_one_problem_are_no_independent_observations():
+    """Every completion eight times over tells nothing new: the interval stays as wide as that of one each."""
+    rollouts, truth = world(40)
+    credit = planted(rollouts, truth) + torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    again = torch.arange(40).repeat(8)
+    copies = replace(rollouts.rows(again), group=again)
+    copied = Truth(
+        *(getattr(truth, name)[again] for name in ("correct", "step_index", "essential", "labelled", "error"))
+    )
+    once = audit({"c": credit}, rollouts, truth).row("c").scores["error_auroc"].estimate
+    often = audit({"c": credit[again]}, copies, copied).row("c").scores["error_auroc"].estimate
+    assert often.value == pytest.approx(once.value)
+    assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.1)
+
+
 def test_agreement_of_methods():
     rollouts, truth = world()
     mask = rollouts.completion_mask

@@ -1,4 +1,4 @@
-"""Score credit against the truth, beside controls that know nothing, with intervals over completions."""
+"""Score credit against the truth, beside controls that know nothing, with intervals over problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _POSITION = ("later", "earlier")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % bootstrap interval over completions; bounds are None where one completion is too few."""
+    """A figure and its 95 % bootstrap interval over problems; bounds are None where one completion is too few."""
 
     value: float
     low: float | None
@@ -99,6 +99,7 @@ def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, se
     """Score every credit, and the controls, by every measure whose truth is known.
 
     Args:
+        rollouts: with `group`, where some completions answer the same problem.
         credits: name -> (B, T) per-token advantages under the outcome advantages `signs(truth)`, as a method's
             `Credit.advantages`.
         seed: of shuffles and resamples, which all rows share.
@@ -110,7 +111,7 @@ def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, se
     mask = rollouts.completion_mask.cpu()
     _check(credits, mask)
     generator = torch.Generator().manual_seed(seed)
-    counts = _resamples(len(mask), generator)
+    counts = _resamples(torch.arange(len(mask)) if rollouts.group is None else rollouts.group.cpu(), generator)
     sign = signs(truth)[:, None].double()
     plain = {
         "later": controls.later(mask),
@@ -177,11 +178,15 @@ def _scored(
     return found
 
 
-def _resamples(count: int, generator: torch.Generator) -> Tensor:
-    """(1 + R, B) float64: how often each completion counts; at first once each."""
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    counts = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
-    return torch.cat([torch.ones(1, count, dtype=torch.float64), counts])
+def _resamples(group: Tensor, generator: torch.Generator) -> Tensor:
+    """(1 + R, B) float64: how often each completion counts, at first once each.
+
+    Whole groups are drawn: completions of one problem are alike, and no independent observations.
+    """
+    problems, problem = group.unique(return_inverse=True)
+    drawn = torch.randint(len(problems), (RESAMPLES, len(problems)), generator=generator)
+    times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
+    return torch.cat([torch.ones(1, len(group), dtype=torch.float64), times[:, problem]])
 
 
 def _plain(figures: Mapping[str, _Figure]) -> dict[str, Score]:
