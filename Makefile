@@ -6,7 +6,7 @@ READY := .venv/.ready
 
 OLDEST_TRL := trl==1.14.0
 
-.PHONY: quickstart test test-oldest check bench clean
+.PHONY: quickstart test test-oldest check bench results clean
 
 quickstart: $(READY)
 	$(BIN)/tokencredit quickstart $(ARGS)
@@ -30,6 +30,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/signals.py $(ARGS)
 	$(BIN)/python benchmarks/training.py
+
+# docs/results.md, from the kept results.
+results: $(READY)
+	$(BIN)/python results/make.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
