@@ -3,7 +3,7 @@
     python results/make.py                  # docs/results.md from results/*.json
     python results/make.py add RUN [...]    # keep what a run of `tokencredit audit` or `compare` found
 
-A kept file is named by its run's folder. It holds every figure, and neither traces nor anything about the machine.
+A kept file is named by its run's folder. It holds every figure, and no traces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tokencredit.testbed.curves import ArmSummary, Interval, best, summarise
+from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summarise
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -62,7 +62,7 @@ class Audits:
         return (
             f"{p['completions']} completions of {p['tokens']:.0f} tokens on average, {p['correct']} correct, greedy "
             f"accuracy {p['accuracy']['value']:.3f}; values of {values['completions']} of them by {values['samples']} "
-            f"samples, against which an exact advantage would reach {values['ceilings'][-1]['attainable']:.2f}"
+            f"samples, against which an exact advantage would reach at most {values['ceilings'][-1]['attainable']:.2f}"
         )
 
     def score(self, task: str, policy: str, credit: str, measure: str) -> str:
@@ -119,8 +119,9 @@ class Comparisons:
         c, runs = found["config"], found["runs"]
         seeds, checkpoints = ({run[key] for run in runs} for key in ("seed", "checkpoint"))
         return (
-            f"{len(runs)} runs: {len({run['arm'] for run in runs})} arms, {len(seeds)} seeds, {len(checkpoints)} "
-            f"checkpoints, learning rates {', '.join(f'{rate:g}' for rate in c['learning_rates'])} (an adapter gets "
+            f"{len(runs)} runs by {len({run['code'] for run in runs})} version(s) of the code: "
+            f"{len({run['arm'] for run in runs})} arms, {len(checkpoints)} checkpoints, {len(seeds)} seeds each; "
+            f"learning rates {', '.join(f'{rate:g}' for rate in c['learning_rates'])} (an adapter gets "
             f"{c['lora_factor']:g} times as much); {c['budget']['steps']} steps of {c['budget']['prompts']} prompts x "
             f"{c['budget']['group_size']} completions; accuracy on {c['evaluation_problems']} held-out problems, greedy"
         )
@@ -129,7 +130,7 @@ class Comparisons:
         return f"{self._found[task]['target']:g}"
 
     def best(self, task: str) -> str:
-        return _arms(best(self._summaries[task]))
+        return _arms(at_best_rates(self._found[task]["runs"], self._found[task]["target"]))
 
     def at(self, task: str, rate: float) -> str:
         """All arms at one learning rate; adapters at theirs."""
@@ -141,17 +142,27 @@ class Comparisons:
 
 def _arms(summaries: list[ArmSummary]) -> str:
     lines = [
-        "| arm | rate | runs | area | over uniform | final | over uniform | collapsed | to target | tokens | credit |",
-        "|---" * 11 + "|",
+        "| arm | rate | runs | area | over uniform | over its shuffle | final | over uniform | collapsed | to target "
+        "| tokens | credit |",
+        "|---" * 12 + "|",
     ]
     for s in summaries:
         reached = "-" if s.steps_to_target is None else f"{s.steps_to_target:g}"
-        collapsed = f"{s.collapsed} [{s.collapse_low:.2f}, {s.collapse_high:.2f}]"
-        lines.append(
-            f"| {s.arm} | {s.learning_rate:g} | {s.area.count} | {_interval(s.area)} | {_gain(s.area_gain)} | "
-            f"{_interval(s.final)} | {_gain(s.final_gain)} | {collapsed} | "
-            f"{reached} ({s.reached} runs) | {s.length.mean:.0f} | {s.credit_share:.0%} |"
-        )
+        cells = [
+            s.arm,
+            f"{s.learning_rate:g}",
+            str(s.runs),
+            _interval(s.area),
+            _gain(s.area_gain),
+            _gain(s.over_shuffled),
+            _interval(s.final),
+            _gain(s.final_gain),
+            f"{s.collapsed} [{s.collapse_low:.2f}, {s.collapse_high:.2f}]",
+            f"{reached} ({s.reached} runs)",
+            f"{s.length:.0f}",
+            f"{s.credit_share:.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

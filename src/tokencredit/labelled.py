@@ -74,7 +74,7 @@ def read_rows(path: Path, tokenizer: Any) -> list[LabelledRow]:
             if line.strip():
                 try:
                     rows.append(_row(json.loads(line), tokenizer))
-                except (ValueError, RecursionError) as error:
+                except (ValueError, TypeError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no completion")

@@ -56,6 +56,64 @@ def test_perfect_credit_gets_one_and_inverted_credit_nothing():
         assert found.row("oracle").scores[measure].estimate.value == pytest.approx(1.0, abs=1e-9)
 
 
+def test_no_interval_from_a_few_problems():
+    """Completions of one prompt are one observation, however many there are."""
+    rollouts, truth = world(40)
+    noise = torch.randn(40, 40, generator=torch.Generator().manual_seed(1))
+    for problems in (1, 7):
+        few = replace(rollouts, group=torch.arange(40) % problems)
+        for score in audit({"c": noise}, few, truth).row("c").scores.values():
+            assert score.estimate.low is None
+            assert not score.informative
+
+
+def test_noise_is_hardly_ever_informative():
+    stars = cells = 0
+    for seed in range(25):
+        rollouts, truth = world(60, seed=seed)
+        credit = torch.rand(60, 40, generator=torch.Generator().manual_seed(100 + seed))
+        found = [s.informative for s in audit({"c": credit}, rollouts, truth).row("c").scores.values()]
+        stars, cells = stars + sum(found), cells + len(found)
+    assert cells >= 150
+    assert stars <= 0.05 * cells
+
+
+def test_what_only_tells_kinds_of_tokens_apart_is_not_informative():
+    """Errors stand on one kind of token, and the credit knows no more than the kind."""
+    rollouts, truth = world(200)
+    generator = torch.Generator().manual_seed(0)
+    digit = (torch.rand(200, 40, generator=generator) < 0.3) & rollouts.completion_mask
+    digit |= truth.error
+    rollouts = replace(rollouts, completion_ids=torch.where(digit, 7, 3))
+    credit = -digit.double()
+    score = audit({"c": credit}, rollouts, truth).row("c").scores["error_auroc"]
+    assert score.over_shuffled.low > 0
+    assert score.estimate.value > 0.8
+    assert not score.informative
+
+
+def test_equal_credit_is_chance_in_any_precision():
+    rollouts, truth = world()
+    flat = torch.full((60, 40), 0.1, dtype=torch.float64)
+    assert audit({"c": flat}, rollouts, truth).row("c").scores["step_ranking"].estimate.value == 0.5
+
+
+def test_a_method_is_judged_alike_whatever_else_is_audited():
+    rollouts, truth = world()
+    credit = torch.rand(60, 40, generator=torch.Generator().manual_seed(2))
+    alone = audit({"c": credit}, rollouts, truth).row("c")
+    assert audit({"b": credit.flip(0), "c": credit}, rollouts, truth).row("c") == alone
+
+
+def test_steps_are_compared_with_those_of_their_own_form():
+    rollouts, truth = world()
+    form = torch.randint(2, truth.essential.shape, generator=torch.Generator().manual_seed(4))
+    known = replace(truth, essential=form.bool(), form=form, indirect=torch.zeros_like(truth.essential))
+    credit = planted(rollouts, known)
+    assert "step_ranking" not in audit({"c": credit}, rollouts, known).row("c").scores
+    assert "step_ranking" in audit({"c": credit}, rollouts, replace(known, form=None)).row("c").scores
+
+
 def test_shuffled_labels_give_chance():
     """The labels are drawn apart from the credit, whose structure over positions and steps is that of real methods."""
     rollouts, truth = world(400)

@@ -89,8 +89,8 @@ def test_only_some_completions_are_estimated(taught):
 def test_hops_are_told_apart(monkeypatch):
     """A step that only another step rests on is essential, and the answer does not read it."""
     two_hop = task("two_hop")
-    problem = two_hop.parse({"prompt": "Q:a=3+4,b=a+2,c=5*1?b"})
-    text = "<think>c=5*1=5;a=3+4=7;b=a+2:7+2=9;</think>\\boxed{b=9}" + EOS
+    problem = two_hop.parse({"prompt": "Q:a=3+4,b=a+2,c=5*1,d=c+1?b"})
+    text = "<think>c=5*1=5;a=3+4=7;d=c+1:5+1=6;b=a+2:7+2=9;</think>\\boxed{b=9}" + EOS
 
     def sample(policy, tokenizer, prompts, **_):
         prompt_ids, prompt_mask = padded_left([tokenizer(p).input_ids for p in prompts], 0)
@@ -99,9 +99,9 @@ def test_hops_are_told_apart(monkeypatch):
 
     monkeypatch.setattr(module, "sample", sample)
     audited = sample_audited(torch.nn.Linear(1, 1), TOKENIZER, two_hop, [problem], group_size=1)
-    assert audited.truth.essential[0, :3].tolist() == [False, True, True]
-    assert audited.truth.indirect[0, :3].tolist() == [False, True, False]
-    only_read = torch.where(audited.truth.step_index == 2, 1.0, 0.0)
+    assert audited.truth.essential[0, :4].tolist() == [False, True, False, True]
+    assert audited.truth.indirect[0, :4].tolist() == [False, True, False, False]
+    only_read = torch.where(audited.truth.step_index == 3, 1.0, 0.0)
     scores = audit({"c": only_read}, audited.rollouts, audited.truth).row("c").scores
     assert scores["step_ranking_direct"].estimate.value == 1
     assert scores["step_ranking_indirect"].estimate.value == 0.5

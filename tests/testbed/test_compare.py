@@ -13,7 +13,7 @@ import tokencredit as tc
 from tokencredit.testbed import compare as module
 from tokencredit.testbed.compare import DEFAULT_ARMS, Arm, Comparison, Run, split_arms, sweep, train_run
 from tokencredit.testbed.controls import oracle_credit, shuffled_credit
-from tokencredit.testbed.curves import Interval, area, best, final, steps_to, summarise
+from tokencredit.testbed.curves import Interval, area, at_best_rates, final, steps_to, summarise
 from tokencredit.testbed.lean import Batch
 from tokencredit.testbed.policy import PolicySize, build_tokenizer
 from tokencredit.testbed.tasks import task
@@ -139,8 +139,8 @@ def run(arm, seed, accuracy, before=0.4, rate=1e-3):
     return {
         "arm": arm,
         "learning_rate": rate,
-        "checkpoint": 0,
-        "seed": seed,
+        "checkpoint": seed,
+        "seed": 0,
         "before": before,
         "accuracy": {str(10 * (i + 1)): value for i, value in enumerate(accuracy)},
         "length": [30.0] * 20,
@@ -158,7 +158,7 @@ def test_what_a_curve_comes_to():
 
 def test_summaries_are_paired_with_the_baseline():
     uniform = [[0.5, 0.7], [0.6, 0.6], [0.4, 0.5]]
-    other = [[0.6, 0.8], [0.65, 0.7], [0.5, 0.3]]
+    other = [[0.6, 0.8], [0.65, 0.7], [0.5, 0.35]]
     runs = [run("uniform", i, curve) for i, curve in enumerate(uniform)]
     runs += [run("atpo", i, curve) for i, curve in enumerate(other)]
     runs += [run("atpo", i, [0.1, 0.1], rate=1e-2) for i in range(3)]
@@ -169,13 +169,35 @@ def test_summaries_are_paired_with_the_baseline():
     assert atpo.area_gain.high == pytest.approx(expected.high)
     assert base.area_gain is None
     assert fast.area_gain is None  # no uniform run at that rate
-    assert (atpo.collapsed, fast.collapsed, base.collapsed) == (1, 3, 0)
+    assert (atpo.collapsed, fast.collapsed, base.collapsed) == (0, 3, 0)
     assert (atpo.reached, atpo.steps_to_target, base.steps_to_target) == (2, 20, None)
     assert atpo.credit_share == pytest.approx(0.1)
-    assert [(s.arm, s.learning_rate) for s in best([base, atpo, fast])] == [("uniform", 1e-3), ("atpo", 1e-3)]
+    chosen = at_best_rates(runs, target=0.65)
+    assert [(s.arm, s.learning_rate) for s in chosen] == [("uniform", 1e-3), ("atpo", 1e-3)]
+
+
+def test_an_arm_is_not_better_for_liking_another_rate():
+    """Both are as good at their best; what each is at the other's rate does not count."""
+    curves = {("atpo", 1e-3): 0.6, ("atpo", 1e-2): 0.7, ("uniform", 1e-3): 0.7, ("uniform", 1e-2): 0.6}
+    runs = [run(arm, i, [value + i / 50] * 2, rate=rate) for (arm, rate), value in curves.items() for i in range(3)]
+    gain = next(s for s in at_best_rates(runs, 0.65) if s.arm == "atpo").area_gain
+    assert gain.mean == pytest.approx(0)
+
+
+def test_seeds_of_one_checkpoint_count_as_one():
+    runs = [{**run("uniform", i, [0.5 + i / 10] * 2), "seed": seed} for i in range(3) for seed in range(4)]
+    assert summarise(runs, 0.9)[0].area.count == 3
+    assert summarise(runs, 0.9)[0].runs == 12
+
+
+def test_an_arm_is_paired_with_its_own_shuffle():
+    runs = [run(arm, i, [value] * 2) for arm, value in (("atpo", 0.6), ("shuffled atpo", 0.5)) for i in range(2)]
+    atpo, dealt = summarise([run("uniform", 0, [0.5, 0.5]), *runs], 0.9)[1:]
+    assert atpo.over_shuffled.mean == pytest.approx(0.075)  # both curves begin at 0.4
+    assert dealt.over_shuffled is None
 
 
 def test_one_run_has_no_interval():
     assert Interval.of([0.5]) == Interval(0.5, None, None, 1)
-    with pytest.raises(ValueError, match="no runs"):
+    with pytest.raises(ValueError, match="no checkpoints"):
         Interval.of([])

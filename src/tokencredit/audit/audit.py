@@ -20,12 +20,14 @@ from tokencredit.rollouts import Rollouts
 SHUFFLES = 8
 """Draws that a shuffled control is the mean of."""
 RESAMPLES = 2000
-_POSITION = ("later", "earlier")
+FEWEST_PROBLEMS = 8
+"""Problems from which on an interval is given: the bootstrap of fewer is far too narrow."""
+_TRIVIAL = ("later", "earlier", "step length")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % bootstrap interval over problems; bounds are None where one completion is too few."""
+    """A figure and its 95 % bootstrap interval over problems; no bounds from fewer than 8 problems."""
 
     value: float
     low: float | None
@@ -38,18 +40,20 @@ class Score:
 
     Attributes:
         over_shuffled: its lead over the same values dealt out at random within each completion.
-        over_position: its lead over what position alone gives, the later or the earlier, whichever is better.
-        informative: both leads are above 0, interval and all. None for controls.
+        over_trivial: its lead over the best of later, earlier, and step length.
+        over_token: its lead over what it gives the same token on average in other problems' completions.
+        informative: all three leads are above 0, interval and all. None for controls.
     """
 
     estimate: Estimate
     completions: int
     over_shuffled: Estimate | None = None
-    over_position: Estimate | None = None
+    over_trivial: Estimate | None = None
+    over_token: Estimate | None = None
 
     @property
     def informative(self) -> bool | None:
-        leads = (self.over_shuffled, self.over_position)
+        leads = (self.over_shuffled, self.over_trivial, self.over_token)
         if None in leads:
             return None
         return all(lead is not None and lead.low is not None and lead.low > 0 for lead in leads)
@@ -107,38 +111,45 @@ def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, se
     Raises:
         ValueError: shapes disagree, something is NaN, or there is no completion.
     """
-    truth.check(rollouts)
     mask = rollouts.completion_mask.cpu()
     _check(credits, mask)
-    generator = torch.Generator().manual_seed(seed)
-    counts = _resamples(torch.arange(len(mask)) if rollouts.group is None else rollouts.group.cpu(), generator)
+    truth.check(rollouts)
+    group = torch.arange(len(mask)) if rollouts.group is None else rollouts.group.cpu()
+    scored = partial(_scored, mask=mask, truth=truth, counts=_resamples(group, seed), group=group)
     sign = signs(truth)[:, None].double()
-    plain = {
-        "later": controls.later(mask),
-        "earlier": controls.earlier(mask),
-        "step length": controls.step_length(mask, truth),
-        "oracle": controls.oracle(mask, truth),
-    }
-    scored = partial(_scored, mask=mask, truth=truth, counts=counts)
-    control = {name: scored([sign * weights], MEASURES) for name, weights in plain.items()}
+    control = {name: scored([sign * weights], MEASURES) for name, weights in _controls(mask, truth).items()}
     rows = []
     for name, given in credits.items():
-        credit = given.detach().cpu().double() * mask
+        # In float32, as methods give it: equal credit in float64 may have unequal means.
+        credit = given.detach().cpu().float().double() * mask
+        generator = torch.Generator().manual_seed(seed)
         own = scored([credit], MEASURES)
         dealt = scored([controls.shuffled(credit, mask, generator) for _ in range(SHUFFLES)], MEASURES)
+        kind = scored([sign * controls.by_token(sign * credit, rollouts.completion_ids.cpu(), mask, group)], MEASURES)
         scores = {
             measure: Score(
                 figure.estimate(),
-                figure.completions,
+                int(figure.tells.sum()),
                 over_shuffled=figure.lead(dealt[measure]),
-                over_position=figure.lead(max((control[way][measure] for way in _POSITION), key=lambda f: f.values[0])),
+                over_trivial=figure.lead(max((control[way][measure] for way in _TRIVIAL), key=lambda f: f.values[0])),
+                over_token=figure.lead(kind[measure]),
             )
             for measure, figure in own.items()
         }
         rows.append(AuditRow(name, "method", scores, _plain(scored([credit], CONCENTRATION))))
         rows.append(AuditRow(f"{name}, shuffled", "control", _plain(dealt), {}))
+        rows.append(AuditRow(f"{name}, by token", "control", _plain(kind), {}))
     rows += [AuditRow(name, "control", _plain(figures), {}) for name, figures in control.items()]
     return Audit(len(mask), int(truth.correct.sum()), rows, _agreement(credits, mask))
+
+
+def _controls(mask: Tensor, truth: Truth) -> dict[str, Tensor]:
+    return {
+        "later": controls.later(mask),
+        "earlier": controls.earlier(mask),
+        "step length": controls.step_length(mask, truth),
+        "oracle": controls.oracle(mask, truth),
+    }
 
 
 def signs(truth: Truth) -> Tensor:
@@ -148,49 +159,51 @@ def signs(truth: Truth) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Figure:
-    """`values`: (1 + R,), of the completions as they are and of each resample."""
+    """`values`: (1 + R,), of the completions as they are and of each resample. `tells`: (B,) bool, those that count."""
 
     values: Tensor
-    completions: int
+    tells: Tensor
+    group: Tensor
 
     def estimate(self) -> Estimate:
         resampled = self.values[1:][self.values[1:].isfinite()]
-        if self.completions < 2 or len(resampled) == 0:
+        if len(self.group[self.tells].unique()) < FEWEST_PROBLEMS or len(resampled) == 0:
             return Estimate(float(self.values[0]), None, None)
         low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
         return Estimate(float(self.values[0]), low, high)
 
     def lead(self, other: _Figure) -> Estimate:
-        return _Figure(self.values - other.values, self.completions).estimate()
+        return _Figure(self.values - other.values, self.tells, self.group).estimate()
 
 
 def _scored(
-    credits: list[Tensor], measures: Mapping[str, Measure], mask: Tensor, truth: Truth, counts: Tensor
+    credits: list[Tensor], measures: Mapping[str, Measure], mask: Tensor, truth: Truth, counts: Tensor, group: Tensor
 ) -> dict[str, _Figure]:
     """The mean over several credits, by each measure that has anything to say."""
     found = {}
     for name, measure in measures.items():
         statistics = [measure(credit, mask, truth) for credit in credits]
-        known = [s for s in statistics if s is not None and s.completions > 0]
+        known = [s for s in statistics if s is not None and s.tells.any()]
         if known:
             values = torch.stack([statistic(counts) for statistic in known]).mean(0)
-            found[name] = _Figure(values, known[0].completions)
+            found[name] = _Figure(values, known[0].tells, group)
     return found
 
 
-def _resamples(group: Tensor, generator: torch.Generator) -> Tensor:
+def _resamples(group: Tensor, seed: int) -> Tensor:
     """(1 + R, B) float64: how often each completion counts, at first once each.
 
     Whole groups are drawn: completions of one problem are alike, and no independent observations.
     """
     problems, problem = group.unique(return_inverse=True)
+    generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(problems), (RESAMPLES, len(problems)), generator=generator)
     times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
     return torch.cat([torch.ones(1, len(group), dtype=torch.float64), times[:, problem]])
 
 
 def _plain(figures: Mapping[str, _Figure]) -> dict[str, Score]:
-    return {name: Score(figure.estimate(), figure.completions) for name, figure in figures.items()}
+    return {name: Score(figure.estimate(), int(figure.tells.sum())) for name, figure in figures.items()}
 
 
 def _agreement(credits: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:

@@ -37,6 +37,29 @@ def oracle(mask: Tensor, truth: Truth) -> Tensor:
     return torch.where(truth.correct[:, None], of_step, truth.error).double() * mask
 
 
+def by_token(weights: Tensor, ids: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """What the same token gets on average in completions of other problems: all that the kind of token tells.
+
+    Args:
+        weights: (B, T). ids: (B, T) token ids. group: (B,) long.
+    """
+    token, rows = ids[mask].unique(return_inverse=True)[1], mask.nonzero()[:, 0]
+    problem = group.unique(return_inverse=True)[1][rows]
+    kinds, problems = int(token.max()) + 1, int(problem.max()) + 1
+    cell, values = problem * kinds + token, weights[mask].double()
+
+    def sums(of: Tensor) -> Tensor:
+        return torch.zeros(problems * kinds, dtype=torch.float64).index_add_(0, cell, of).view(problems, kinds)
+
+    total, count = sums(values), sums(torch.ones_like(values))
+    total, count = total.sum(0) - total, count.sum(0) - count
+    everywhere = values.mean()
+    mean = torch.where(count > 0, total / count.clamp(min=1), everywhere)
+    found = torch.zeros(mask.shape, dtype=torch.float64)
+    found[mask] = mean[problem, token]
+    return found
+
+
 def shuffled(credit: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """The same values in each completion, dealt out to its tokens at random."""
     random = torch.rand(credit.shape, generator=generator).masked_fill(~mask, 2.0)

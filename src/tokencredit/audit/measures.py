@@ -22,8 +22,8 @@ class Statistic(Protocol):
     """A figure over completions, as a function of how often each of them counts."""
 
     @property
-    def completions(self) -> int:
-        """How many completions have anything to say."""
+    def tells(self) -> Tensor:
+        """(B,) bool: the completions that have anything to say."""
         ...
 
     def __call__(self, counts: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ class Ratio:
     whole: Tensor
 
     @property
-    def completions(self) -> int:
-        return int((self.whole > 0).sum())
+    def tells(self) -> Tensor:
+        return self.whole > 0
 
     def __call__(self, counts: Tensor) -> Tensor:
         return (counts @ self.part) / (counts @ self.whole)
@@ -50,16 +50,19 @@ class Ratio:
 class PooledAUROC:
     """How often a positive scores above another one, over all pairs of all completions; ties half.
 
-    `scores`, `positive`, `row`: (n,), one an item, and the completion that it is of.
+    `scores`, `positive`, `row`: (n,), one an item, and the completion, of `count`, that it is of.
     """
 
     scores: Tensor
     positive: Tensor
     row: Tensor
+    count: int
 
     @property
-    def completions(self) -> int:
-        return len(self.row.unique()) if self.positive.any() and not self.positive.all() else 0
+    def tells(self) -> Tensor:
+        known = torch.zeros(self.count, dtype=torch.bool)
+        known[self.row] = bool(self.positive.any()) and not bool(self.positive.all())
+        return known
 
     def __call__(self, counts: Tensor) -> Tensor:
         levels, level = self.scores.unique(return_inverse=True)
@@ -84,23 +87,22 @@ def essential_auroc(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | N
     scores, known = _steps(credit, truth)
     positive = truth.essential[:, : scores.shape[1]]
     rows = torch.arange(len(scores))[:, None].expand_as(scores)
-    return PooledAUROC(scores[known], positive[known], rows[known])
+    return PooledAUROC(scores[known], positive[known], rows[known], len(scores))
 
 
 def step_ranking(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
-    """Step ranking accuracy: of all pairs within a correct completion, how many are ordered rightly."""
-    scores, known = _steps(credit, truth)
-    return Ratio(*ordered_pairs(scores, truth.essential[:, : scores.shape[1]], known))
+    """Step ranking accuracy: of all pairs of one form within a correct completion, how many are ordered rightly."""
+    return _ranking(credit, truth, torch.zeros_like(truth.essential))
 
 
 def step_ranking_direct(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
     """`step_ranking` of the essential steps that the answer itself reads, against the redundant ones."""
-    return _ranking_without(credit, truth, truth.indirect)
+    return None if truth.indirect is None else _ranking(credit, truth, truth.indirect)
 
 
 def step_ranking_indirect(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
     """`step_ranking` of the essential steps that only other steps rest on, against the redundant ones."""
-    return _ranking_without(credit, truth, None if truth.indirect is None else truth.essential & ~truth.indirect)
+    return None if truth.indirect is None else _ranking(credit, truth, truth.essential & ~truth.indirect)
 
 
 def error_auroc(credit: Tensor, mask: Tensor, truth: Truth) -> Statistic | None:
@@ -185,12 +187,16 @@ def _steps(credit: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     return scores, exists & truth.labelled[:, : scores.shape[1]] & truth.correct[:, None]
 
 
-def _ranking_without(credit: Tensor, truth: Truth, left_out: Tensor | None) -> Statistic | None:
-    if left_out is None:
-        return None
+def _ranking(credit: Tensor, truth: Truth, left_out: Tensor) -> Statistic:
     scores, known = _steps(credit, truth)
     steps = scores.shape[1]
-    return Ratio(*ordered_pairs(scores, truth.essential[:, :steps], known & ~left_out[:, :steps]))
+    form = (torch.zeros_like(truth.essential, dtype=torch.long) if truth.form is None else truth.form)[:, :steps]
+    known = known & ~left_out[:, :steps]
+    pairs = [ordered_pairs(scores, truth.essential[:, :steps], known & (form == kind)) for kind in form.unique()]
+    return Ratio(
+        sum((right for right, _ in pairs), torch.zeros(len(scores)).double()),
+        sum((n for _, n in pairs), torch.zeros(len(scores)).double()),
+    )
 
 
 def _mean_auroc(scores: Tensor, positive: Tensor, among: Tensor) -> Ratio:

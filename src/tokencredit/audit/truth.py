@@ -19,6 +19,7 @@ class Truth:
         step_index: (B, T) long, the labelled steps; -1 outside them.
         essential: (B, K) bool, the answer rests on the step. labelled: (B, K) bool, the steps whose label is known.
         indirect: (B, K) bool, the essential steps that only other steps rest on: the answer itself does not read them.
+        form: (B, K) long, kinds of steps that read alike: rankings compare a step with those of its own kind.
         error: (B, T) bool, where a wrong completion first goes wrong: one token, or those of one step.
         results: (B, T) bool, the tokens that state what a step comes to.
         advantage: (B, T), the true advantage of each token, as estimated by Monte Carlo.
@@ -34,6 +35,7 @@ class Truth:
     advantage: Tensor | None = None
     effect: Tensor | None = None
     indirect: Tensor | None = None
+    form: Tensor | None = None
 
     def check(self, rollouts: Rollouts) -> None:
         """Raise a ValueError where the truth is about other rollouts, or is NaN."""
@@ -46,12 +48,14 @@ class Truth:
                 raise ValueError(f"{name} must be finite: some of it is NaN or infinite")
         if tuple(self.correct.shape) != grid[:1]:
             raise ValueError(f"correct must be {grid[:1]}, one a completion; got {tuple(self.correct.shape)}")
-        steps = int(self.step_index.max()) + 1
+        steps = int(self.step_index.max()) + 1 if self.step_index.numel() else 0
         if self.essential.shape != self.labelled.shape or tuple(self.essential.shape[:1]) != grid[:1]:
             raise ValueError(f"essential and labelled must be (B, K); got {tuple(self.essential.shape)}")
         if self.essential.shape[1] < steps:
             raise ValueError(f"{steps} steps need as many labels a completion; got {self.essential.shape[1]}")
-        if self.indirect is not None and self.indirect.shape != self.essential.shape:
-            raise ValueError(f"indirect must be {tuple(self.essential.shape)}; got {tuple(self.indirect.shape)}")
+        for name in ("indirect", "form"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.essential.shape:
+                raise ValueError(f"{name} must be {tuple(self.essential.shape)}; got {tuple(value.shape)}")
         if (self.error & ~rollouts.completion_mask).any():
             raise ValueError("error marks padding: it must lie on completion tokens")

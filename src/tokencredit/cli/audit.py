@@ -71,7 +71,8 @@ def audit(
     """Score every method's credit against ground truth, beside controls that know nothing.
 
     Without MODEL: a policy of the testbed, before and after RL, whose truth is known exactly. A star marks what beats,
-    by its whole interval, both its own values shuffled within the completion and position alone.
+    by its whole interval, its own values shuffled within the completion, those that it gives the same token elsewhere,
+    and position and step length.
     """
     if model is None or Path(model).exists():
         offline()
@@ -97,7 +98,7 @@ def audit(
         for left, why in policy["left_out"].items():
             console.print(escape(f"left out: {left}: {why}"))
     if out is not None:
-        (out / "audit.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "audit.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"written: {escape(str(out / 'audit.json'))}, {', '.join(write_charts(found, out))}")
 
 
@@ -166,21 +167,19 @@ def _about(policy: dict[str, Any]) -> str:
         told += f", greedy accuracy {policy['accuracy']['value']:.3f}"
     if "values" in policy:
         values = policy["values"]
-        told += (
-            f"; an exact advantage would reach {values['ceilings'][-1]['attainable']:.2f} against "
-            f"{values['samples']} samples, its size {values['size_ceilings'][-1]['attainable']:.2f}"
-        )
+        if (attainable := values["ceilings"][-1]["attainable"]) is not None:
+            told += f"; an exact advantage would reach at most {attainable:.2f} against {values['samples']} samples"
     return told
 
 
 def _table(title: str, columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
-    """Methods first, then the controls; of the shuffled ones only what the stars say."""
+    """Methods first, then the controls; of those made from a method's own values only what the stars say."""
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("credit", no_wrap=True)
     shown = {name: measure for name, measure in columns.items() if any(measure in row["scores"] for row in rows)}
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    kept = [row for row in rows if not row["name"].endswith(", shuffled")]
+    kept = [row for row in rows if not row["name"].endswith((", shuffled", ", by token"))]
     for row in sorted(kept, key=lambda row: row["kind"] != "method"):
         style = None if row["kind"] == "method" else "dim"
         cells = [_cell(row["scores"].get(measure)) for measure in shown.values()]

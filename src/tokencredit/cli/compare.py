@@ -26,7 +26,7 @@ def compare(
         str,
         typer.Option(
             help="[lora ][shuffled ]METHOD, or oracle, separated by commas; METHOD is NAME or NAME:PARAMETER=VALUE.",
-            show_default="all methods and controls",
+            show_default="most methods, with controls",
         ),
     ] = "all",
     task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
@@ -34,8 +34,8 @@ def compare(
     learning_rates: Annotated[str, typer.Option(help="Separated by commas; an adapter gets ten times as much.")] = (
         "1.5e-4,3e-4,6e-4"
     ),
-    checkpoints: Annotated[int, typer.Option(min=1, help="Warm-ups to start from, of seeds 0, 1, ...")] = 2,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm, rate and checkpoint, of seeds 0, 1, ...")] = 5,
+    checkpoints: Annotated[int, typer.Option(min=1, help="Warm-ups to start from, of seeds 0, 1, ...")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm, rate and checkpoint, of seeds 0, 1, ...")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps of a run.")] = 60,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Completions of each prompt.")] = 4,
@@ -51,7 +51,7 @@ def compare(
     offline()
     with needed_packages("quickstart"):
         from tokencredit.testbed.compare import DEFAULT_ARMS, Comparison, config_of, split_arms, sweep
-        from tokencredit.testbed.curves import best, summarise
+        from tokencredit.testbed.curves import at_best_rates, summarise
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import recipe_for
     quiet_libraries()
@@ -72,10 +72,13 @@ def compare(
             bars.stage("runs", len(asked.runs()))
             runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted. Finished runs are kept; the same command with --out {folder} goes on.")
+        console.print(
+            f"\nInterrupted. Finished runs are kept; the same command with --out {escape(str(folder))} goes on."
+        )
         raise typer.Exit(130) from None
     summaries = summarise(runs, target)
-    console.print(_table(best(summaries), f"{len(runs)} runs; each arm at its best learning rate, 95 % intervals"))
+    title = f"{len(runs)} runs; each arm, and uniform, at its own best learning rate; 95 % intervals"
+    console.print(_table(at_best_rates(runs, target), title))
     found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
     (folder / "compare.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     console.print(f"written: {escape(str(folder / 'compare.json'))}")
@@ -103,7 +106,7 @@ def _table(summaries: Sequence[ArmSummary], title: str) -> Table:
             f"{s.area.mean:.3f}",
             "" if s.area_gain is None else _signed(s.area_gain),
             f"{s.final.mean:.3f}",
-            f"{s.collapsed}/{s.area.count}",
+            f"{s.collapsed}/{s.runs}",
             "-" if s.steps_to_target is None else f"{s.steps_to_target:g}",
         )
     return table

@@ -45,13 +45,13 @@ def write_charts(found: dict[str, Any], folder: Path) -> list[str]:
 
 
 def leaderboard(policy: dict[str, Any]) -> str:
-    """An `<svg>` element: each credit's score with its interval; filled where it beats its shuffle and position.
+    """An `<svg>` element: each credit's score with its interval; filled where it is informative.
 
     Args:
         policy: one policy of an audit's JSON.
     """
     shown = [m for m in _SHOWN if any(m in row["scores"] for row in policy["rows"])]
-    rows = [row for row in policy["rows"] if not row["name"].endswith(", shuffled")]
+    rows = [row for row in policy["rows"] if not row["name"].endswith((", shuffled", ", by token"))]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.6 + 2.4 * len(shown), 1.0 + 0.24 * len(rows)), layout="constrained")
         grid = figure.subplots(1, max(1, len(shown)), sharey=True, squeeze=False)[0]

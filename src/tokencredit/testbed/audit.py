@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from tokencredit.audit.monte_carlo import MonteCarloAdvantage, noise_ceilings
+from tokencredit.audit.monte_carlo import MonteCarloAdvantage, NoiseCeiling, noise_ceilings
 from tokencredit.audit.policies import audit_policy
 from tokencredit.methods import Method, method
 from tokencredit.methods.specs import check_specs, sketch
@@ -85,7 +85,8 @@ def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
         )
         progress.advance(asked.reward_training.steps)
     found = {}
-    for name in POLICIES:
+    adapted = all(sketch(spec).needs.adapter for spec in asked.arms)
+    for name in POLICIES[-1:] if adapted else POLICIES:
         policy = _policy(name, asked, checkpoint, training, progress)
         methods = {spec: build_arm(spec, policy, chosen, training, progress.message) for spec in asked.arms}
         found[name] = _audited(asked, policy, methods, scorer, _stage(progress, f"values {name}"))
@@ -162,9 +163,14 @@ def _values_as_json(estimate: MonteCarloAdvantage) -> dict[str, Any]:
         "completions": len(estimate.mask),
         "samples": estimate.samples,
         "standard_error": float(estimate.standard_error[estimate.mask].mean()),
-        "ceilings": [{**asdict(c), "attainable": c.attainable} for c in signed],
-        "size_ceilings": [{**asdict(c), "attainable": c.attainable} for c in size],
+        "ceilings": [_ceiling(c) for c in signed],
+        "size_ceilings": [_ceiling(c) for c in size],
     }
+
+
+def _ceiling(ceiling: NoiseCeiling) -> dict[str, Any]:
+    found = {**asdict(ceiling), "attainable": ceiling.attainable}
+    return {name: None if value != value else value for name, value in found.items()}
 
 
 def _stage(progress: Progress, name: str) -> Callable[[int, int], None]:

@@ -41,7 +41,8 @@ def sample_audited(
 ) -> Audited:
     """A group of completions a problem at temperature 1, with their exact labels.
 
-    A step that is said twice has no label: either of the two would do for the answer.
+    A step that is said twice has no label: either of the two would do for the answer. Nor has filler, which any credit
+    for working something out would tell apart.
     """
     asked = [p for p in problems for _ in range(group_size)]
     rollouts = sample(policy, tokenizer, [p.prompt for p in asked], max_new_tokens=task.max_new_tokens, seed=seed)
@@ -49,6 +50,7 @@ def sample_audited(
     labels: list[TokenLabels] = []
     counted: list[list[bool]] = []
     indirect: list[list[bool]] = []
+    forms: list[list[int]] = []
     hops = getattr(task, "hops", None)
     results: list[list[bool]] = []
     for problem, ids, length in zip(asked, rollouts.completion_ids, rollouts.lengths.tolist(), strict=True):
@@ -57,7 +59,10 @@ def sample_audited(
         labels.append(label_tokens(found, pieces))
         if hops is not None:
             indirect.append([hop == 2 for hop in hops(problem, "".join(pieces))])
-        counted.append(said_once(found, "".join(pieces)))
+        steps = ["".join(pieces)[step.start : step.end] for step in found.steps]
+        forms.append([int(":" in step) for step in steps])
+        once = said_once(found, "".join(pieces))
+        counted.append([single and "=" in step for single, step in zip(once, steps, strict=True)])
         results.append(result_tokens(pieces, labels[-1].step_index))
     correct = torch.tensor([label.correct for label in labels])
     width = rollouts.completion_ids.shape[1]
@@ -73,6 +78,7 @@ def sample_audited(
         labelled=padded_right([[*row, False] for row in counted], False),
         error=grid([[t == label.first_error for t in range(len(label.step_index))] for label in labels], False),
         results=grid(results, False),
+        form=padded_right([[*row, 0] for row in forms], 0),
         indirect=padded_right([[*row, False] for row in indirect], False) if hops is not None else None,
     )
     group = torch.arange(len(asked)) // group_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ import torch
 from transformers import Qwen3ForCausalLM
 from transformers import logging as transformers_logging
 
+import tokencredit
 from tokencredit.methods.specs import sketch, split_specs
 from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.controls import oracle_credit, shuffled_credit
@@ -81,6 +83,11 @@ class Arm:
         return cls(" ".join(words), spec, "shuffled" in words, lora)
 
     @property
+    def shuffled_name(self) -> str:
+        """The arm whose credit has the same values in other places."""
+        return f"{'lora ' if 'lora' in self.name.split() else ''}shuffled {self.spec}"
+
+    @property
     def baseline(self) -> str:
         """The arm that this one is compared with: uniform credit, of an adapter too where it trains one."""
         return "lora uniform" if self.lora else "uniform"
@@ -105,8 +112,8 @@ class Comparison:
     level: int | None = None
     learning_rates: tuple[float, ...] = (1.5e-4, 3e-4, 6e-4)
     lora_factor: float = 10.0
-    checkpoints: tuple[int, ...] = (0, 1)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    checkpoints: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1)
     budget: Budget = field(default_factory=lambda: Budget(steps=60, prompts=8, group_size=4, updates_per_step=1))
     training_problems: int = 4000
     evaluation_problems: int = 300
@@ -142,7 +149,7 @@ class Run:
     seed: int
 
     def file(self, comparison: Comparison, folder: Path) -> Path:
-        """Where its result belongs: named by everything that it depends on."""
+        """Where its result belongs: named by all settings that it depends on."""
         settings = {**asdict(comparison), **dict.fromkeys(("arms", "learning_rates", "checkpoints", "seeds"))}
         key = sha256(json.dumps([settings, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
         return folder / "runs" / f"{key}.json"
@@ -168,13 +175,19 @@ def sweep(
     on_progress(done, len(files), "")
     context = multiprocessing.get_context("spawn")
     if missing:
+        code = _code()
         _prepare(comparison)
         with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
-            started = {pool.submit(_train_into, comparison, run, files[run]): run for run in missing}
-            for future in as_completed(started):
-                future.result()
-                done += 1
-                on_progress(done, len(files), started[future].arm)
+            started = {pool.submit(_train_into, comparison, run, files[run], code): run for run in missing}
+            try:
+                for future in as_completed(started):
+                    future.result()
+                    done += 1
+                    on_progress(done, len(files), started[future].arm)
+            except BaseException:
+                # Else the pool would first train all that is left.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return [json.loads(file.read_text("utf-8")) for file in files.values()]
 
 
@@ -227,11 +240,22 @@ def _credit_of(arm: Arm, comparison: Comparison, run: Run, m: Any) -> AssignCred
     return shuffled_credit(assign, run.seed) if arm.shuffled else assign
 
 
-def _train_into(comparison: Comparison, run: Run, file: Path) -> None:
-    write_text(file, json.dumps(train_run(comparison, run)) + "\n")
+def _train_into(comparison: Comparison, run: Run, file: Path, code: dict[str, str]) -> None:
+    if not file.is_file():
+        write_text(file, json.dumps({**train_run(comparison, run), **code}) + "\n")
+
+
+def _code() -> dict[str, str]:
+    """What ran: a sweep that goes on later may go on with other code, and a reader should be able to tell."""
+    sources = sorted(Path(tokencredit.__file__).parent.rglob("*.py"))
+    return {
+        "code": sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12],
+        "torch": version("torch"),
+    }
 
 
 def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
