@@ -178,7 +178,7 @@ def test_chat_messages_go_through_the_template_and_come_back_as_messages(policy)
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "has no generation prompt"),
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}", "has no generation prompt"),
         ("{{ raise_exception('no system role') }}", "refuses the prompt.*no system role"),
     ],
 )

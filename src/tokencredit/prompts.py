@@ -6,6 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+_MARK = "tokencredit"
+"""What the assistant says where it is tried out whether it would be its turn."""
+
 
 def encode_prompt(prompt: Any, tokenizer: Any) -> list[int]:
     """The ids that a model is to continue.
@@ -37,12 +40,16 @@ def render_chat(messages: Any, tokenizer: Any, **template: Any) -> str:
             "the prompts are chat messages, but the tokenizer has no chat template: take an instruction-tuned model, "
             "set tokenizer.chat_template, or give prompts as text"
         )
-    text, closed = (_rendered(messages, tokenizer, add_generation_prompt=turn, **template) for turn in (True, False))
-    if text == closed:
-        raise ValueError(
-            "the tokenizer's chat template has no generation prompt (it ignores add_generation_prompt), so the model "
-            "would not know that it is its turn: set a chat template that has one"
-        )
+    text = _rendered(messages, tokenizer, add_generation_prompt=True, **template)
+    if text == _rendered(messages, tokenizer, add_generation_prompt=False, **template):
+        answered = _rendered([*messages, {"role": "assistant", "content": _MARK}], tokenizer, **template)
+        # Some templates, such as Mistral's, end the user's turn with all that the assistant needs.
+        between = answered.removeprefix(text).partition(_MARK)[0]
+        if not answered.startswith(text) or between.strip():
+            raise ValueError(
+                "the tokenizer's chat template has no generation prompt (it ignores add_generation_prompt), so the "
+                "model would not know that it is its turn: set a chat template that has one"
+            )
     return text
 
 

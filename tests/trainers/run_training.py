@@ -37,15 +37,30 @@ class Checking(CreditGRPOTrainer):
 
     compared = False
 
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        given = self._loss_inputs
+        if given is not None and not self.compared and self.state.global_step == 0:
+            assert (given["advantages"].std(1) > 1e-3).any()
+            self._compare(given, given["advantages"], self.spread)
+        return found
+
+    def _compute_loss(self, model, inputs):
+        self.spread = inputs["advantages"].clone()
+        return super()._compute_loss(model, inputs)
+
+    def _compare(self, batch, found, outcome):
+        rollouts = tc.mark_spans(tc.Rollouts(*(batch[name] for name in NAMES)), build_tokenizer())
+        alone = tc.assign(policy_that_answers(), rollouts, self.credit_method, advantages=outcome)
+        torch.testing.assert_close(found, alone.advantages, atol=1e-5, rtol=1e-4)
+        self.compared = True
+
     def _assign(self, batch):
         credit = super()._assign(batch)
         self.steps = [*getattr(self, "steps", []), self.state.global_step]
-        if not self.compared:
-            rollouts = tc.mark_spans(tc.Rollouts(*(batch[name] for name in NAMES)), build_tokenizer())
-            alone = tc.assign(policy_that_answers(), rollouts, self.credit_method, advantages=batch["advantages"])
-            torch.testing.assert_close(credit.advantages, alone.advantages, atol=1e-5, rtol=1e-4)
+        if not self.compared and self.state.global_step == 0:
             assert (credit.weights.std(1) > 1e-3).any()
-            self.compared = True
+            self._compare(batch, credit.advantages, batch["advantages"])
         return credit
 
 
@@ -73,6 +88,7 @@ def main() -> None:
     assert trainer.accelerator.num_processes == asked.processes, trainer.accelerator.num_processes
     trainer.train(resume_from_checkpoint=asked.resume or None)
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    assert trainer.compared or asked.resume
     everywhere = trainer.accelerator.gather(weights[None])
     assert len(everywhere) == asked.processes
     assert all(torch.equal(row, everywhere[0]) for row in everywhere)

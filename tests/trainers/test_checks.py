@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from tiny_run import DATASET, arguments, policy_that_answers, reward, trained
 
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+from tokencredit.trainers.trl_checks import dropout
 
-CLOSED = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-OPEN = CLOSED + "{% if add_generation_prompt %}<think>{% endif %}"
+CLOSED = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{% endfor %}"
+OPEN = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
+# Like Mistral's: nothing stands between the user's turn and what the assistant says.
+NEEDS_NONE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'user' %}</i>{% endif %}{% endfor %}"
 
 
 def chat_dataset():
@@ -38,12 +42,18 @@ def trainer_on(tmp_path, dataset=DATASET, functions=reward, template=None, **cha
         (Dataset.from_dict({"prompt": []}), None, "no problem"),
         (chat_dataset(), None, "no chat template"),
         (chat_dataset(), CLOSED, "no generation prompt"),
+        (Dataset.from_dict({"prompt": [[]]}), OPEN, "must be text, or chat messages"),
+        (Dataset.from_dict({"prompt": [["hi"]]}), OPEN, "must be text, or chat messages"),
         (chat_dataset(), "{{ raise_exception('no system turn') }}", "no system turn"),
     ],
 )
 def test_data_that_cannot_be_prompted_with_is_refused_when_the_trainer_is_made(tmp_path, dataset, template, message):
     with pytest.raises(ValueError, match=message):
         trainer_on(tmp_path, dataset, template=template)
+
+
+def test_a_template_may_need_no_generation_prompt(tmp_path):
+    trainer_on(tmp_path, chat_dataset(), template=NEEDS_NONE)
 
 
 @pytest.mark.parametrize("timing", ["rollout", "loss"])
@@ -66,6 +76,10 @@ def not_a_number(completions, **_):
     return [1.0, math.nan] * (len(completions) // 2)
 
 
+async def waiting_for_nan(completions, **_):
+    return [math.nan for _ in completions]
+
+
 def infinite(completions, **_):
     return [-math.inf for _ in completions]
 
@@ -79,6 +93,7 @@ def silent(completions, **_):
     [
         ([reward, not_a_number], "not_a_number gave nan for completion 1"),
         ([infinite], "infinite gave -inf"),
+        ([reward, waiting_for_nan], "waiting_for_nan gave nan"),
         ([silent], "no finite reward: silent nan"),
     ],
 )
@@ -91,6 +106,30 @@ def test_rewards_that_are_no_numbers_end_the_first_step(tmp_path, functions, mes
 
 def test_a_reward_may_have_nothing_to_say(tmp_path):
     trainer_on(tmp_path, functions=[reward, silent], max_steps=1).train()
+
+
+def sometimes(completions, **_):
+    return [None if i == 1 else float(i) for i, _ in enumerate(completions)]
+
+
+def test_a_completion_may_go_without_a_reward_where_trl_leaves_it_out(tmp_path):
+    trainer_on(tmp_path, functions=sometimes, max_steps=1).train()
+    with pytest.raises(ValueError, match=r"completion 1 .* no finite reward: sometimes nan"):
+        trainer_on(tmp_path, functions=sometimes, credit_outcome="rloo").train()
+
+
+def test_no_reward_at_all_is_told_by_trl(tmp_path):
+    with pytest.raises(ValueError, match=r"[Rr]eward"):
+        trainer_on(tmp_path, functions=None)
+
+
+def test_dropout_is_found_wherever_models_keep_it():
+    numbers, modules = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    numbers.dropout, modules.attention_dropout = 0.1, torch.nn.Dropout(0.0)
+    assert dropout(numbers) == "Linear"
+    assert dropout(modules) is None
+    modules.attention_dropout.p = 0.2
+    assert dropout(modules) == "attention_dropout"
 
 
 def test_a_reward_that_raises_is_named(tmp_path):
@@ -111,9 +150,9 @@ async def waiting(completions, **_):
 
 
 def test_objects_and_coroutines_may_be_rewards(tmp_path):
-    trainer = trainer_on(tmp_path, functions=[Half(), waiting], max_steps=1)
+    trainer = trainer_on(tmp_path, functions=[Half(), waiting, partial(reward), partial(waiting)], max_steps=1)
     trainer.train()
-    assert trainer.reward_func_names == ["Half", "waiting"]
+    assert trainer.reward_func_names == ["Half", "waiting", "reward", "waiting"]
 
 
 CUT_OFF = {"max_completion_length": 2, "generation_kwargs": {"suppress_tokens": build_tokenizer().all_special_ids}}
@@ -134,7 +173,16 @@ def test_cut_off_completions_may_train_where_rewards_differ(tmp_path):
 
 
 def test_the_model_card_tells_how_the_model_came_about(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "hf_abc", "--wandb-api-key=xyz", "--lr", "1e-6"])
+    secrets = [
+        "--hub_token",
+        "hf_abc",
+        "--wandb-api-key=xyz",
+        "--init",
+        '{"token": "hf_abcd"}',
+        "--url",
+        "http://u:abc@h",
+    ]
+    monkeypatch.setattr(sys, "argv", ["/home/abc/train.py", *secrets, "--lr", "1e-6"])
     args = CreditGRPOConfig(
         **arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
         credit_method="atpo",
@@ -144,7 +192,8 @@ def test_the_model_card_tells_how_the_model_came_about(tmp_path, monkeypatch):
     card = (tmp_path / "README.md").read_text()
     for told in ("| method | atpo |", "| `floor` | 0.25 |", "reward x 1", "sums, 8 problems", "tokencredit 0."):
         assert told in card
-    assert "train.py --hub_token ... --wandb-api-key=... --lr 1e-6" in card
+    assert "\ntrain.py --hub_token ... --wandb-api-key=... --init" in card
+    assert "--lr 1e-6" in card
     assert "abc" not in card
     assert "xyz" not in card
     assert card.count("## Token-level credit") == 1

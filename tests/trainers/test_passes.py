@@ -88,7 +88,15 @@ def test_passes_that_credit_adds(tmp_path, name, settings, extra):
 
 
 @pytest.mark.parametrize(
-    "settings", [TWO_UPDATES, ONE_UPDATE, {**TWO_UPDATES, **REFERENCE}, {**ONE_UPDATE, **REFERENCE}]
+    "settings",
+    [
+        TWO_UPDATES,
+        ONE_UPDATE,
+        {**TWO_UPDATES, **REFERENCE},
+        {**ONE_UPDATE, **REFERENCE},
+        {**ONE_UPDATE, **REFERENCE, "log_completions": True},
+        {**ONE_UPDATE, **REFERENCE, "log_completions": True, "bf16": True},
+    ],
 )
 def test_a_fresh_adapter_has_diverged_nowhere(tmp_path, settings):
     """Log-probs of policy and reference are equal to the last bit, so that no rounding passes for credit."""

@@ -37,6 +37,7 @@ def train(
         script, args, model = parser.parse_args_and_config(given)
         if dry_run:
             args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
+            args.resume_from_checkpoint = None
         trainer = build_trainer(script, args, model)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if dry_run:

@@ -28,6 +28,7 @@ from tokencredit.trainers.trl_card import add_credit_section
 from tokencredit.trainers.trl_checks import (
     TruncationWatch,
     check_prompts,
+    check_reference,
     check_rewards,
     checked_reward,
     dropout,
@@ -83,8 +84,9 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._warned = False
         self._data_name = data_name
         self._watch_truncation = TruncationWatch(args.max_completion_length)
-        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        super().__init__(model, [checked_reward(function) for function in functions], args, *rest, **kwargs)
+        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        functions = None if reward_funcs is None else [checked_reward(function) for function in given]
+        super().__init__(model, functions, args, *rest, **kwargs)
         if self.train_dataset is not None:
             template = {"chat_template": self.chat_template} | dict(self.chat_template_kwargs)  # type: ignore[arg-type]
             check_prompts(self.train_dataset, self.processing_class, **template)
@@ -94,10 +96,12 @@ class CreditGRPOTrainer(GRPOTrainer):
                 f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
+        check_reference(self._policy, args, self.credit_method.needs)
         if args.credit_timing == "loss" and (name := dropout(self._policy)):
             raise ValueError(
                 f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '
-                '(lora_dropout=0.0, attention_dropout=0.0, or disable_dropout=True), or use credit_timing="rollout"'
+                "(lora_dropout=0.0, attention_dropout=0.0; disable_dropout=True for modules of dropout), or use "
+                'credit_timing="rollout"'
             )
         self._in_loss = args.credit_timing == "loss" or self._loss_shows_generator()
         self._reward_model = reward_model_for(self.credit_method.needs, reward_model)
@@ -110,7 +114,8 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._last_rewards = super()._calculate_rewards(*args, **kwargs)
-        check_rewards(self._last_rewards, self.reward_func_names)
+        # Where TRL makes the advantages, it leaves completions without any reward out, and warns.
+        check_rewards(self._last_rewards, self.reward_func_names, none_at_all=self.args.credit_outcome == "trainer")
         return self._last_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:

@@ -14,12 +14,17 @@ from typing import Any
 from tokencredit.trainers.trl_config import CreditGRPOConfig
 
 _SECRET = re.compile(r"token$|key$|secret|password", re.IGNORECASE)
+_SECRET_PARTS = re.compile(
+    r"""hf_\w+|(?<=://)[^/@\s]+@|(?<="|')[^"']*(?:token|key|secret|password)["']\s*:\s*["'][^"']*""", re.IGNORECASE
+)
 _PACKAGES = ("tokencredit", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 
 
 def add_credit_section(card: Path, args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> None:
     """Append to the model card: method, parameters, data, rewards, command and versions."""
-    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{_section(args, rewards, data)}", encoding="utf-8")
+    card.write_text(
+        f"{card.read_text(encoding='utf-8').rstrip()}\n\n{_section(args, rewards, data)}", "utf-8", "replace"
+    )
 
 
 def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
@@ -51,16 +56,16 @@ def _version(package: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _command(argv: Sequence[str]) -> str:
-    """The command line, with the values of options that hold a secret left out."""
+    """The command line, without the script's folder, and with what looks like a secret left out."""
     shown: list[str] = []
     hidden = False
-    for word in argv:
+    for word in [Path(argv[0]).name, *argv[1:]]:
         name, equals, _ = word.partition("=")
         secret = name.startswith("--") and _SECRET.search(name) is not None
         shown.append("..." if hidden else f"{name}=..." if secret and equals else word)
         hidden = secret and not equals
-    return shlex.join(shown).replace("```", "")
+    return _SECRET_PARTS.sub("...", shlex.join(shown)).replace("```", "")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trl.trainer.utils import get_callable_name, is_async_callable
 
 from tokencredit.prompts import render_chat
+from tokencredit.signals import Needs
 
 TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
 
+_RATES = ("dropout", "attention_dropout")
 DEGENERATE = 0.9
 """Share of completions whose credit is flagged from which on the user is told."""
 
@@ -38,42 +41,85 @@ def check_prompts(dataset: Any, tokenizer: Any, **template: Any) -> None:
             "tokencredit.data.load_problems, which knows the usual layouts"
         )
     prompt = first["prompt"]
-    if not isinstance(prompt, str) and prompt[-1].get("role") != "assistant":
-        render_chat(prompt, tokenizer, **template)
+    if isinstance(prompt, str):
+        return
+    if (
+        not isinstance(prompt, Sequence)
+        or not prompt
+        or not all(isinstance(m, Mapping) and "role" in m for m in prompt)
+    ):
+        raise ValueError(
+            'the prompts must be text, or chat messages like {"role": "user", "content": "..."}; the first is '
+            f"{prompt!r:.80}"
+        )
+    render_chat(prompt, tokenizer, **template)
+
+
+def check_reference(policy: Any, args: Any, needs: Needs) -> None:
+    """Raise a ValueError where TRL's reference is a copy of the adapter that only TRL's own passes show."""
+    copied = needs.reference_logprob and args.beta != 0.0 and "ref" in getattr(policy, "peft_config", {})
+    if copied and (args.temperature != 1.0 or dropout(policy)):
+        raise ValueError(
+            "the reference is TRL's copy of the adapter as it was given, which only passes at temperature=1.0 and "
+            "without dropout can be compared with: set them so, or beta=0.0 to compare with the adapter off"
+        )
 
 
 def checked_reward(reward: Any) -> Any:
     """A reward function that says which one it is when it raises, and refuses to give NaN or infinity.
 
-    None, by which a function has nothing to say, is let through. So are models and coroutines, as they are.
+    None, by which a function has nothing to say, is let through. So are models, as they are.
     """
-    if not callable(reward) or isinstance(reward, nn.Module) or _is_coroutine(reward):
+    if not callable(reward) or isinstance(reward, nn.Module):
         return reward
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name = get_callable_name(reward)
 
-    @wraps(reward, updated=())
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            values = list(reward(*args, **kwargs))
-        except Exception as error:
-            error.add_note(f"raised by the reward function {name}")
-            raise
-        for i, value in enumerate(values):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(
-                    f"the reward function {name} gave {float(value)} for completion {i}: give a finite number, or None "
-                    "where it has nothing to say"
-                )
-        return values
+    if is_async_callable(reward):
+
+        @wraps(reward, updated=())
+        async def checked(*args: Any, **kwargs: Any) -> Any:
+            with _named(name):
+                return _finite(await reward(*args, **kwargs), name)
+    else:
+
+        @wraps(reward, updated=())
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            with _named(name):
+                return _finite(reward(*args, **kwargs), name)
 
     checked.__name__ = name
     return checked
 
 
-def check_rewards(rewards: Tensor, names: list[str]) -> None:
-    """Raise a ValueError where a completion has no finite reward; (B, F) of all processes, NaN for None."""
-    if rewards.isinf().any() or rewards.isnan().all(1).any():
-        row = int((rewards.isinf().any(1) | rewards.isnan().all(1)).nonzero()[0, 0])
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised by the reward function {name}")
+        raise
+
+
+def _finite(values: Any, name: str) -> list[Any]:
+    values = list(values)
+    for i, value in enumerate(values):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(
+                f"the reward function {name} gave {float(value)} for completion {i}: give a finite number, or None "
+                "where it has nothing to say"
+            )
+    return values
+
+
+def check_rewards(rewards: Tensor, names: list[str], *, none_at_all: bool) -> None:
+    """Raise a ValueError where a completion has no finite reward; (B, F) of all processes, NaN for None.
+
+    Args:
+        none_at_all: a completion may go without any, as long as some have one.
+    """
+    unscored = rewards.isnan().all(1)
+    if rewards.isinf().any() or unscored.all() or (unscored.any() and not none_at_all):
+        row = int((rewards.isinf().any(1) | unscored).nonzero()[0, 0])
         given = ", ".join(f"{name} {value:g}" for name, value in zip(names, rewards[row].tolist(), strict=True))
         raise ValueError(f"completion {row} of a generation batch has no finite reward: {given} (nan: None or NaN)")
 
@@ -102,11 +148,12 @@ def refuse_bases(trainer: type) -> None:
 
 def dropout(policy: nn.Module) -> str | None:
     """The name of a module with dropout, if there is one."""
-    rate = {
-        name: m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", None)
-        for name, m in policy.named_modules()
-    }
-    return next((name for name, p in rate.items() if p), None)
+    for name, module in policy.named_modules():
+        # Some models keep a rate as a number, and call the function.
+        rates = [module.p] if isinstance(module, nn.Dropout) else [getattr(module, n, 0) for n in _RATES]
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return name or type(module).__name__
+    return None
 
 
 class TruncationWatch:
@@ -134,7 +181,3 @@ class TruncationWatch:
                 f"max_completion_length={self._limit} and all rewards were {float(rewards[0]):g}, so there is nothing "
                 "to learn from: raise max_completion_length, or start from a model that ends its answers"
             )
-
-
-def _is_coroutine(function: Callable[..., Any]) -> bool:
-    return any(inspect.iscoroutinefunction(f) for f in (function, type(function).__call__))

@@ -62,14 +62,14 @@ class ScoringPasses:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`forward` over the policy, watched, in slices of `batch_size` as it takes them itself."""
-        # TRL calls the policy with a copy of an earlier adapter the reference, too.
-        other_adapter = getattr(self._policy, "active_adapter", None) != self._adapter
-        if other_adapter or any(value is not None for value in kwargs.values()):
-            return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         if self.rollouts is None:
             ids, mask = ((x[:, :-logits_to_keep], x[:, -logits_to_keep:]) for x in (input_ids, attention_mask))
             self.rollouts = self._mark(Rollouts(ids[0], mask[0], ids[1], mask[1]))
         self._again = lambda: self.run(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        # TRL calls the policy with a copy of an earlier adapter the reference, too.
+        other_adapter = getattr(self._policy, "active_adapter", None) != self._adapter
+        if other_adapter or any(value is not None for value in kwargs.values()):
+            return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         logprobs = []
         for start in range(0, len(input_ids), batch_size or len(input_ids)):
             rows = slice(start, start + (batch_size or len(input_ids)))
@@ -85,6 +85,10 @@ class ScoringPasses:
         if self._again is not None and len(self._states) == 1:
             off = adapter_off(self._policy) if False in self._states else nullcontext()
             with reading(self._policy), off:
+                self._again()
+        if self._with_reference and not self._read and self._again is not None:
+            # Both sides of a comparison come out of one kind of pass: equal policies must give equal log-probs.
+            with reading(self._policy):
                 self._again()
         if self.rollouts is None:
             return Signals()
