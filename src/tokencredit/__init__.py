@@ -10,6 +10,7 @@ from tokencredit.head_files import HeadFile, HeadRank
 from tokencredit.heads import group_heads, head_stability, rank_heads
 from tokencredit.methods import Method, method, methods
 from tokencredit.rollouts import Rollouts
+from tokencredit.shading import show
 from tokencredit.signals import Needs, RewardModel, Signals, collect
 from tokencredit.steps import mark_spans
 
@@ -32,6 +33,7 @@ __all__ = [
     "methods",
     "outcome",
     "rank_heads",
+    "show",
 ]
 
 __version__ = version("tokencredit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,3 +50,18 @@ def assign(
         policy, rollouts, chosen.needs, reward_model, reference_model=reference_model, batch_size=batch_size
     )
     return chosen(rollouts, advantages, signals, step=step)
+
+
+def assignable(
+    methods: Mapping[str, Method], policy: nn.Module, reward_model: Any = None
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Of several methods, those whose signals the policy and the reward model can give; and of the others, why not."""
+    able, left_out = {}, {}
+    for name, m in methods.items():
+        if m.needs.adapter and not hasattr(policy, "disable_adapter"):
+            left_out[name] = "it reads a LoRA adapter, and this policy has none"
+        elif m.needs.reward and reward_model is None:
+            left_out[name] = "it reads a reward model, and none is given"
+        else:
+            able[name] = m
+    return able, left_out

@@ -10,6 +10,7 @@ from torch import Tensor
 from tokencredit import diagnostics as diag
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
+from tokencredit.shading import shaded_html
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,10 @@ class Credit:
     weights: Tensor | None
     bonus: Tensor | None
     diagnostics: dict[str, Tensor]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a strip a completion, a cell a token; `tokencredit.show` has the text."""
+        return shaded_html(self.advantages, self.weights)
 
 
 def multiplicative(rollouts: Rollouts, advantages: Tensor, weights: Tensor, **own: Tensor) -> Credit:

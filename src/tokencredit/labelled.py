@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokencredit.padding import padded_left
+from tokencredit.prompts import encode_prompt
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import text_pieces
 
@@ -120,7 +121,7 @@ def _row(record: Any, tokenizer: Any) -> LabelledRow:
     if not (correct is None or type(correct) is bool):
         raise ValueError(f"correct must be true, false or null; got {correct!r}")
     completion, part = _tokens(parts, tokenizer)
-    return LabelledRow(_prompt(record["prompt"], tokenizer), completion, part, labels, error, correct)
+    return LabelledRow(prompt_ids(record["prompt"], tokenizer), completion, part, labels, error, correct)
 
 
 def _plain_layout(record: Any) -> Any:
@@ -154,9 +155,11 @@ def _tokens(parts: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
     return completion, part
 
 
-def _prompt(text: str, tokenizer: Any) -> list[int]:
-    """With the special tokens that begin a text, without those that end it."""
-    ids = list(tokenizer(text).input_ids)
-    plain = list(tokenizer(text, add_special_tokens=False).input_ids)
+def prompt_ids(prompt: str | list[Any], tokenizer: Any) -> list[int]:
+    """A text with the special tokens that begin it, without those that end it; or chat messages by their template."""
+    if not isinstance(prompt, str):
+        return encode_prompt(prompt, tokenizer)
+    ids = list(tokenizer(prompt).input_ids)
+    plain = list(tokenizer(prompt, add_special_tokens=False).input_ids)
     closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1:][0] else ids

@@ -38,6 +38,7 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
         "config.json",
         "metrics.jsonl",
         "report.html",
+        "report.json",
         "results.json",
         "traces.jsonl",
     ]
@@ -45,9 +46,12 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
     traces = rows(out / "traces.jsonl")
     for row in traces:
         n = len(row["tokens"])
-        assert len(row["weights"]) == len(row["advantages"]) == len(row["step_index"]) == n
+        assert {"uniform", "atpo", row["source"]} <= row["credit"].keys()
+        assert ("arca" in row["credit"]) == (row["source"] == "arca")
+        for credit in row["credit"].values():
+            assert len(credit["weights"]) == len(credit["advantages"]) == len(row["step_index"]) == n
         assert (row["first_error"] is None) == (row["reward"] == 1)
-    assert {row["method"] for row in traces} == {"uniform", "atpo", "arca"}
+    assert {row["source"] for row in traces} == {"uniform", "atpo", "arca"}
     results = json.loads((out / "results.json").read_text())
     assert results["before"]["greedy"]["count"] == 10
     assert AutoModelForCausalLM.from_pretrained(out / "checkpoints" / "atpo").config.model_type == "qwen3"
@@ -75,7 +79,7 @@ def test_p2t_trains_its_reward_model_first(tmp_path):
     assert row["reward_model"]["wrong"] > 0
     assert 0 <= row["reward_model"]["auroc"] <= 1
     traces = rows(tmp_path / "run" / "traces.jsonl")
-    assert all(row["weights"] is None for row in traces)
+    assert all(row["credit"]["p2t"]["weights"] is None for row in traces)
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -1,15 +1,14 @@
-"""The report says what the run measured, and shows hostile tokens without running them."""
+"""Each command's folder becomes a page that says what was measured, twice: as HTML and as JSON."""
 
 from __future__ import annotations
 
-import re
-from html.parser import HTMLParser
+import json
 
 import pytest
 from conftest import tiny_policy
+from report_rows import row, wrong
 
 from tokencredit.report import write_report
-from tokencredit.report.render import visible
 from tokencredit.testbed.runs import RunFolder
 
 CONFIG = {
@@ -21,124 +20,139 @@ CONFIG = {
     "methods": ["uniform"],
 }
 ACCURACY = {"value": 0.456, "low": 0.4, "high": 0.5, "count": 300, "tokens": 30.0}
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    '" onmouseover="alert(1)',
-    "{{ 7 * 7 }}",
-    "</span></article></body>",
-    "\u202egnp.exe",
-    "\u200b",
-    "\ud83d",
-    "\x00\x1b[31m",
-    "javascript:alert(1)",
-    "x" * 100_000,
-]
-
-
-def trace(tokens, **changed):
-    n = len(tokens)
-    return {
-        "method": "uniform",
-        "prompt": "<b>Q:</b>\n",
-        "tokens": tokens,
-        "weights": [1.0] * n,
-        "advantages": [0.5] * n,
-        "reward": 1.0,
-        "step_index": [0] * n,
-        "essential": [True],
-        "first_error": None,
-        "answer_start": -1,
-        "group": 0,
-        "diagnostics": {},
-        **changed,
-    }
 
 
 @pytest.fixture
-def report(tmp_path):
-    def report(*traces):
-        folder = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
-        folder.record_before({"greedy": ACCURACY, "sampled": ACCURACY})
-        folder.record_step({"method": "uniform", "step": 1, "reward": 0.5, "accuracy": 0.5, "credit/gini": 0.125})
-        after = {**ACCURACY, "value": 0.812}
-        result = {"after": {"greedy": after, "sampled": after}, "seconds": 12.3, "tokens": 98765, "adapter": False}
-        folder.record_method("uniform", result, traces, tiny_policy())
-        return write_report(folder.path).read_text("utf-8")
-
-    return report
-
-
-class Elements(HTMLParser):
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
+def quickstart(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
+    folder.record_before({"greedy": ACCURACY, "sampled": ACCURACY})
+    for step in (1, 2):
+        folder.record_step(
+            {"method": "uniform", "step": step, "reward": step / 4, "accuracy": 0.5, "credit/gini": 0.125}
+        )
+    after = {**ACCURACY, "value": 0.812}
+    result = {"after": {"greedy": after, "sampled": after}, "seconds": 12.3, "tokens": 98765, "adapter": True}
+    folder.record_method("uniform", result, [row(source="uniform"), wrong(source="uniform")], tiny_policy())
+    return folder.path
 
 
-def test_it_tells_what_was_measured(report):
-    html = report(trace(["a", "b"]))
-    for told in ("0.456", "0.812", "[0.40, 0.50]", "98,765", "n = 300", "0.125", "held out"):
-        assert told in html
-    assert html.count("<svg") == 2
+def tree(page):
+    found = json.loads((page.parent / "report.json").read_text())
+    return found, {g["id"]: {f["title"]: f for f in g["figures"]} for g in found["groups"]}
 
 
-def test_hostile_tokens_are_shown_and_nothing_runs(report):
-    html = report(trace(HOSTILE))
-    page, clean = Elements(html), Elements(report(trace(["a"] * len(HOSTILE))))
-    assert page.tags == clean.tags
-    assert "script" not in page.tags
-    assert not [a for a in page.attributes if a[1].startswith("on") or "javascript:" in a[2]]
-    assert not re.search(r'(?:src|href)="https?://', re.sub(r'xmlns(?::\w+)?="[^"]*"', "", html))
-    shown = Elements(html).text
-    assert "<script>alert(1)</script>" in shown
-    assert "⟨U+202E⟩gnp.exe" in shown
-    assert "⟨U+200B⟩" in shown
-    assert "⟨U+D83D⟩" in shown
-    assert "{{·7·*·7·}}" in shown
-    assert "<b>Q:</b>" in shown
+def audit_json(policies=("before RL", "after RL")):
+    def score(value, informative=None):
+        estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {"estimate": estimate, "completions": 9, "informative": informative}
 
-
-def test_the_page_forbids_what_it_does_not_need(report):
-    assert "default-src 'none'; style-src 'unsafe-inline'" in report(trace(["a"]))
-
-
-def test_credit_and_truth_are_on_the_tokens(report):
-    html = report(trace(["a", "b", "c"], advantages=[1.0, -0.5, 0.0], step_index=[0, -1, 0], first_error=1))
-    spans = re.findall(r'<span class="t ([^"]*)" style="--s:(\d+)" title="([^"]*)">', html)[-3:]
-    assert [(c, s) for c, s, _ in spans] == [("plus essential", "100"), ("minus error", "50"), ("zero essential", "0")]
-    assert spans[0][2] == "token 0 · weight 1.000 · advantage +1.000 · step 0, essential"
-    assert spans[1][2].endswith("first error")
-
-
-def test_of_each_problem_the_first_right_and_wrong_trace_is_shown(report):
     rows = [
-        trace([f"{kind}{group}{i}"], group=group, reward=float(kind == "r"))
-        for group in range(5)
-        for i in range(2)
-        for kind in "wr"
+        {"name": "atpo", "kind": "method", "scores": {"step_ranking": score(0.9, True)}},
+        {"name": "atpo, shuffled", "kind": "control", "scores": {"step_ranking": score(0.5)}},
+        {"name": "oracle", "kind": "control", "scores": {"step_ranking": score(1.0), "error_hit_1": score(1.0)}},
     ]
-    assert re.findall(r">([rw]\d\d)</span>", report(*rows)) == ["r00", "w00", "r10", "w10", "r20", "w20"]
+    policy = {
+        "completions": 9,
+        "correct": 5,
+        "rows": rows,
+        "agreement": {"atpo": {"atpo": 1.0, "p2t": -0.25}, "p2t": {"atpo": -0.25, "p2t": 1.0}},
+        "left_out": {"arca": "it reads a LoRA adapter, and this policy has none"},
+        "traces": [{k: v for k, v in row(truth=[1.0, 1.0, 1.0, 0.0, 0.0]).items() if k != "source"}],
+        "values": {
+            "completions": 4,
+            "ceilings": [{"samples": 2, "attainable": 0.5}, {"samples": 4, "attainable": None}],
+            "size_ceilings": [{"samples": 2, "attainable": 0.25}],
+        },
+    }
+    return {"config": {"command": "audit", "task": "gather", "seed": 0}, "policies": dict.fromkeys(policies, policy)}
 
 
-def test_traces_without_credit_are_not_shown(report):
-    assert "dull" not in report(trace(["dull"], advantages=[0.0]), trace(["b"]))
+def run_of(arm, checkpoint, accuracy, rate=3e-4):
+    return {
+        "arm": arm, "learning_rate": rate, "checkpoint": checkpoint, "seed": 0, "before": 0.4,
+        "accuracy": {"5": accuracy - 0.1, "10": accuracy}, "reward": [0.5, 0.75], "length": [30.0, 31.0],
+        "gini": [0.0, 0.1], "effective_ratio": [1.0, 0.9], "credit_seconds": 1.0, "seconds": 10.0, "tokens": 100,
+    }  # fmt: skip
 
 
-def test_visible_keeps_what_shows():
-    assert visible("a+é🙂") == "a+é🙂"
-    assert visible("\n") == "⏎\n"
+def compare_json():
+    runs = [run_of("uniform", 0, 0.7), run_of("uniform", 1, 0.75), run_of("atpo", 0, 0.85), run_of("atpo", 1, 0.9)]
+    config = {
+        "command": "compare", "task": "gather", "checkpoints": [0, 1], "seeds": [0], "learning_rates": [3e-4],
+        "budget": {"steps": 10},
+    }  # fmt: skip
+    return {"config": config, "target": 0.7, "runs": runs}
+
+
+def test_a_quickstart(quickstart, visit):
+    page = write_report(quickstart)
+    found, groups = tree(page)
+    greedy = {r["name"]: (r["value"], r["low"], r["high"]) for r in groups["accuracy"]["Greedy accuracy"]["rows"]}
+    assert greedy == {"before": (0.456, 0.4, 0.5), "uniform": (0.812, 0.4, 0.5)}
+    curves = {title: figure["series"][0]["points"] for title, figure in groups["training"].items()}
+    assert curves["Greedy accuracy on held-out problems"] == [[0, 0.456], [1, 0.5], [2, 0.5]]
+    assert curves["Mean reward of the rollouts"] == [[1, 0.25], [2, 0.5]]
+    (cost,) = groups["cost"].values()
+    assert dict(zip(cost["columns"], cost["rows"][0], strict=True)) | {
+        "method": "uniform (LoRA)",
+        "gini": 0.125,
+    } == dict(zip(cost["columns"], cost["rows"][0], strict=True))
+    tab = visit(page)
+    assert tab.locator("h1").text_content() == found["title"]
+    text = tab.locator("main").text_content()
+    for told in ("98,765", "300 held-out problems", "uniform (LoRA)", "0.125", "1+6"):
+        assert told in text
+    assert tab.locator("#list li").count() == 2
+
+
+def test_an_audit(tmp_path, visit):
+    (tmp_path / "audit.json").write_text(json.dumps(audit_json()))
+    page = write_report(tmp_path)
+    found, groups = tree(page)
+    assert list(groups) == ["audit-before-rl", "audit-after-rl"]
+    ranking = groups["audit-after-rl"]["Step ranking accuracy"]
+    assert [(r["name"], r["filled"], r["muted"]) for r in ranking["rows"]] == [
+        ("oracle", False, True),
+        ("atpo", True, False),
+    ]
+    assert ranking["reference"] == 0.5
+    assert groups["audit-after-rl"]["First error, hit@1"]["reference"] is None
+    assert groups["audit-after-rl"]["Do methods agree?"]["values"] == [[1.0, -0.25], [-0.25, 1.0]]
+    assert "arca: it reads a LoRA adapter" in found["groups"][0]["note"]
+    tab = visit(page)
+    assert tab.locator("#list b").all_text_contents() == ["1 before RL", "2 after RL"]
+    assert tab.locator("#panes figcaption strong").all_text_contents()[-1] == "ground truth"
+    assert tab.locator("#audit-before-rl figure").count() == 4
+
+
+def test_a_comparison(tmp_path, visit):
+    (tmp_path / "config.json").write_text(json.dumps(compare_json()["config"]))
+    with pytest.raises(ValueError, match="not finished"):
+        write_report(tmp_path)
+    (tmp_path / "compare.json").write_text(json.dumps(compare_json()))
+    page = write_report(tmp_path)
+    _, groups = tree(page)
+    (gain,) = groups["best"]["Gain in area over uniform credit"]["rows"]
+    assert gain["name"] == "atpo"
+    assert gain["value"] == pytest.approx(0.1125)
+    final = {r["name"]: r["value"] for r in groups["best"]["Final accuracy"]["rows"]}
+    assert final == pytest.approx({"uniform": 0.725, "atpo": 0.875})
+    curve = groups["curves"]["Greedy accuracy on held-out problems"]["series"][1]
+    assert curve["name"] == "atpo"
+    assert [point[:2] for point in curve["points"]] == [[0, 0.4], [5, pytest.approx(0.775)], [10, pytest.approx(0.875)]]
+    tab = visit(page)
+    assert tab.locator("#traces").is_hidden()
+    assert tab.locator("#curves path.series").count() == 10
 
 
 def test_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match="not a run folder"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ValueError, match="not a run folder"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="broken"):
         write_report(tmp_path)
     RunFolder.create(tmp_path / "run", CONFIG)
     with pytest.raises(ValueError, match="no finished method"):

@@ -36,7 +36,7 @@ def test_rows_match_assign_and_label(problems, monkeypatch):
     rollouts = tc.Rollouts(prompts.input_ids, prompts.attention_mask, ids.input_ids, ids.attention_mask)
     monkeypatch.setattr(traces, "sample", lambda *args, **kwargs: rollouts)
 
-    rows = traces.collect_traces(policy, tokenizer, gather, m, problems, group_size=4)
+    rows = traces.collect_traces(policy, tokenizer, gather, {"drawn": m}, problems, group_size=4)
     correct = torch.tensor([float(gather.verify(p, text)) for p, text in zip(asked, written, strict=True)])
     group = torch.arange(len(asked)) // 4
     credit = tc.assign(policy, rollouts, m, tc.outcome.grpo(correct, group))
@@ -45,8 +45,8 @@ def test_rows_match_assign_and_label(problems, monkeypatch):
     assert [row["reward"] for row in rows] == correct.tolist()
     for i, row in enumerate(rows):
         n = int(rollouts.lengths[i])
-        assert row["weights"] == pytest.approx(credit.weights[i, :n].tolist(), abs=1e-6)
-        assert row["advantages"] == pytest.approx(credit.advantages[i, :n].tolist(), abs=1e-6)
+        assert row["credit"]["drawn"]["weights"] == pytest.approx(credit.weights[i, :n].tolist(), rel=1e-3)
+        assert row["credit"]["drawn"]["advantages"] == pytest.approx(credit.advantages[i, :n].tolist(), rel=1e-3)
         assert "".join(row["tokens"]) == written[i] + "<eos>"
         expected = label_tokens(gather.label(asked[i], written[i] + "<eos>"), row["tokens"])
         for name in ("step_index", "essential", "first_error", "answer_start"):

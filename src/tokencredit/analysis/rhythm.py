@@ -152,14 +152,14 @@ def rhythm_curves(
     signals = collect(policy, rollouts, needs, batch_size=batch_size)
     heads = signals.distances[need]
     waad, fai = m.group_means(heads)
-    spikiness = kurtosis(signals.distances[columns].fai, _has_row(rollouts, _UNBOUNDED[0]))
+    spikiness = kurtosis(signals.distances[columns].fai, has_row_ahead(rollouts, _UNBOUNDED[0]))
     _, receivers = nearest_and_furthest(spikiness, m.head_fraction)
     receiver_fai = heads.fai.gather(1, receivers[..., None].expand(-1, -1, heads.fai.shape[2])).mean(1)
     assert signals.entropy is not None
-    return RhythmCurves(waad, fai, receiver_fai, signals.entropy, _has_row(rollouts, need.horizon[0]))
+    return RhythmCurves(waad, fai, receiver_fai, signals.entropy, has_row_ahead(rollouts, need.horizon[0]))
 
 
-def _has_row(rollouts: Rollouts, low: int) -> Tensor:
+def has_row_ahead(rollouts: Rollouts, low: int) -> Tensor:
     """(B, T) bool: the completion has a row `low` tokens after the token."""
     ahead = torch.zeros_like(rollouts.completion_mask)
     ahead[:, :-low] = rollouts.completion_mask[:, low:]

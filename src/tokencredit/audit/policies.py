@@ -7,17 +7,19 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokencredit.analysis.traces import VIEW, attention_pictures, rounded, trace_rows
+from tokencredit.assignment import assignable
 from tokencredit.audit.audit import audit, signs
 from tokencredit.audit.controls import oracle
 from tokencredit.audit.truth import Truth
 from tokencredit.methods import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import collect
-from tokencredit.steps import TokenPieces
 
-TRACES = 2
+TRACES = 8
 """How many correct completions, and how many wrong ones, are kept to be looked at."""
 
 
@@ -44,42 +46,41 @@ def audit_policy(
     Raises:
         ValueError: no method is left, or the truth does not fit.
     """
-    built, left_out = {}, {}
-    for name, m in methods.items():
-        if m.needs.adapter and not hasattr(policy, "disable_adapter"):
-            left_out[name] = "it reads a LoRA adapter, and this policy has none"
-        elif m.needs.reward and reward_model is None:
-            left_out[name] = "it reads a reward model, and none is given"
-        else:
-            built[name] = m
+    built, left_out = assignable(methods, policy, reward_model)
     if not built:
         raise ValueError(f"no method can be audited: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
-    needs = reduce(or_, (m.needs for m in built.values()))
+    needs = reduce(or_, (m.needs for m in built.values()), VIEW)
     signals = collect(policy, rollouts, needs, reward_model, batch_size=batch_size)
     outcome = signs(truth).to(rollouts.completion_ids.device)
-    credits = {name: m(rollouts, outcome, signals).advantages for name, m in built.items()}
-    found = audit(credits, rollouts, truth, seed=seed)
-    return {**found.as_json(), "left_out": left_out, "traces": _traces(credits, rollouts, truth, tokenizer)}
+    credits = {name: m(rollouts, outcome, signals) for name, m in built.items()}
+    found = audit({name: credit.advantages for name, credit in credits.items()}, rollouts, truth, seed=seed)
+    shown, should = _told(truth), oracle(rollouts.completion_mask.cpu(), truth)
+    rows = trace_rows(tokenizer, rollouts, credits, signals, shown)
+    pictures = attention_pictures(policy, rollouts.rows(torch.tensor(shown, dtype=torch.long)))
+    traces = [
+        {**row, **_labels(truth, should[i], i, len(row["tokens"])), "attention": picture}
+        for i, row, picture in zip(shown, rows, pictures, strict=True)
+    ]
+    return {**found.as_json(), "left_out": left_out, "traces": traces}
 
 
-def _traces(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, tokenizer: Any) -> list[dict[str, Any]]:
+def _told(truth: Truth) -> list[int]:
     """The first completions that have something to tell: steps with labels, or an error."""
     told = (truth.labelled & truth.essential).any(1) & truth.correct, truth.error.any(1)
-    rows = [row for kind in told for row in kind.nonzero().flatten().tolist()[:TRACES]]
-    pieces_of = TokenPieces(tokenizer)
-    should = oracle(rollouts.completion_mask.cpu(), truth)
+    return [row for kind in told for row in kind.nonzero().flatten().tolist()[:TRACES]]
 
-    def values(grid: Tensor, row: int) -> list[float]:
-        return [round(v, 5) for v in grid[row, : int(rollouts.lengths[row])].tolist()]
 
-    return [
-        {
-            "prompt": tokenizer.decode(rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist()),
-            "tokens": pieces_of(rollouts.completion_ids[row, : int(rollouts.lengths[row])].tolist()),
-            "correct": bool(truth.correct[row]),
-            "truth": values(should, row),
-            "advantage": None if truth.advantage is None else values(truth.advantage, row),
-            "credit": {name: values(credit, row) for name, credit in credits.items()},
-        }
-        for row in rows
-    ]
+def _labels(truth: Truth, should: Tensor, i: int, length: int) -> dict[str, Any]:
+    """What is known about a completion, in the words of `testbed.traces`."""
+    error = truth.error[i].nonzero().flatten().tolist()
+    return {
+        "correct": bool(truth.correct[i]),
+        "step_index": truth.step_index[i, :length].tolist(),
+        "essential": [
+            bool(essential) if labelled else None
+            for essential, labelled in zip(truth.essential[i].tolist(), truth.labelled[i].tolist(), strict=True)
+        ],
+        "first_error": error[0] if error else None,
+        "truth": rounded(should[:length]),
+        "advantage": None if truth.advantage is None else rounded(truth.advantage[i, :length]),
+    }

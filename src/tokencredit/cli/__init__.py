@@ -12,6 +12,7 @@ from tokencredit.cli.eval import evaluate
 from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
 from tokencredit.cli.report import report
+from tokencredit.cli.score import score
 from tokencredit.cli.train import train
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command()(quickstart)
 app.command()(heads)
 app.command()(audit)
 app.command()(compare)
+app.command()(score)
 app.command()(report)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

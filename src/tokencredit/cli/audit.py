@@ -66,7 +66,9 @@ def audit(
         int, typer.Option(min=1, help="Correct, and wrong, completions with Monte-Carlo values and replacements.")
     ] = 40,
     samples: Annotated[int, typer.Option(min=2, help="Continuations of each of their prefixes.")] = 16,
-    out: Annotated[Path | None, typer.Option(help="A folder for audit.json and pictures.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for audit.json and report.html.", show_default=False)
+    ] = None,
 ) -> None:
     """Score every method's credit against ground truth, beside controls that know nothing.
 
@@ -77,7 +79,7 @@ def audit(
     if model is None or Path(model).exists():
         offline()
     with needed_packages("quickstart"):
-        from tokencredit.report.audit_charts import write_charts
+        from tokencredit.report import write_report
     quiet_libraries()
     with user_errors():
         if (model is None) != (traces is None):
@@ -99,7 +101,7 @@ def audit(
             console.print(escape(f"left out: {left}: {why}"))
     if out is not None:
         (out / "audit.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"written: {escape(str(out / 'audit.json'))}, {', '.join(write_charts(found, out))}")
+        console.print(f"written: {escape(str(out / 'audit.json'))}\nreport: {escape(str(write_report(out)))}")
 
 
 def _testbed(

@@ -50,6 +50,7 @@ def compare(
     """
     offline()
     with needed_packages("quickstart"):
+        from tokencredit.report import write_report
         from tokencredit.testbed.compare import DEFAULT_ARMS, Comparison, config_of, split_arms, sweep
         from tokencredit.testbed.curves import at_best_rates, summarise
         from tokencredit.testbed.training import Budget
@@ -81,7 +82,7 @@ def compare(
     console.print(_table(at_best_rates(runs, target), title))
     found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
     (folder / "compare.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    console.print(f"written: {escape(str(folder / 'compare.json'))}")
+    console.print(f"written: {escape(str(folder / 'compare.json'))}\nreport: {escape(str(write_report(folder)))}")
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -1,5 +1,5 @@
-"""The report: one HTML file that opens from disk, needs no network and runs no script."""
+"""One self-contained page for what a run found, readable by people."""
 
-from tokencredit.report.render import write_report
+from tokencredit.report.write import write_report
 
 __all__ = ["write_report"]

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 
@@ -59,6 +65,25 @@ class RewardModel:
             raise ValueError(
                 f"a reward model is a transformers classifier or a function; got {type(self.model).__name__}"
             )
+
+    @classmethod
+    def from_pretrained(cls, name: str, policy_tokenizer: Any, separator: str | None = None) -> RewardModel:
+        """A transformers classifier, of completions or of tokens, by hub name or folder; with its own tokenizer.
+
+        Args:
+            policy_tokenizer: the policy's. Text is tokenized anew only where the vocabularies differ.
+        """
+        architectures = AutoConfig.from_pretrained(name).architectures or []
+        by_token = any(architecture.endswith("ForTokenClassification") for architecture in architectures)
+        kind: Any = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
+        own = AutoTokenizer.from_pretrained(name)
+        same = own.get_vocab() == policy_tokenizer.get_vocab()
+        return cls(
+            kind.from_pretrained(name),
+            tokenizer=own,
+            policy_tokenizer=None if same else policy_tokenizer,
+            separator=separator,
+        )
 
     @classmethod
     def of(cls, model: Any) -> RewardModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from tokencredit.methods import method, methods
+from tokencredit.assignment import assignable
+from tokencredit.methods import Method, method, methods
 from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.evaluate import evaluate
 from tokencredit.testbed.policy import build_tokenizer
@@ -111,23 +112,28 @@ def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress
         progress.message(
             f"greedy accuracy after warm-up is {before['greedy']['value']:.2f}; below {WARM_ENOUGH} GRPO hardly moves"
         )
+    finished = set(q.methods) & folder.results["methods"].keys()
+    for name in sorted(finished):
+        progress.message(f"{name} is finished already")
+    if finished == set(q.methods):
+        return
+    arms = {name: build_arm(name, checkpoint, chosen, problems.training, progress.message) for name in q.methods}
     for name in q.methods:
-        if name in folder.results["methods"]:
-            progress.message(f"{name} is finished already")
-        else:
-            _run_method(q, name, checkpoint, problems, folder, progress)
+        if name not in finished:
+            _run_method(q, name, arms, checkpoint, problems, folder, progress)
 
 
 def _run_method(
     q: Quickstart,
     name: str,
+    arms: Mapping[str, Method],
     checkpoint: Qwen3ForCausalLM,
     problems: Problems,
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    chosen, tokenizer = q.build_task(), build_tokenizer()
-    m = build_arm(name, checkpoint, chosen, problems.training, progress.message)
+    """Train the method of that name; its policy's traces get the credit of all arms that it can give."""
+    chosen, tokenizer, m = q.build_task(), build_tokenizer(), arms[name]
     scorer, quality = _reward_model(q, checkpoint, problems, progress) if m.needs.reward else (None, {})
     progress.stage(name, q.budget.steps)
 
@@ -152,7 +158,7 @@ def _run_method(
         trained.policy,
         tokenizer,
         chosen,
-        m,
+        assignable(arms, trained.policy, scorer)[0],
         problems.held_out[: q.trace_problems],
         group_size=q.budget.group_size,
         seed=q.seed,
@@ -166,7 +172,7 @@ def _run_method(
         "adapter": m.needs.adapter,
         **quality,
     }
-    folder.record_method(name, result, traces, trained.policy)
+    folder.record_method(name, result, [{"source": name, **row} for row in traces], trained.policy)
 
 
 def _reward_model(

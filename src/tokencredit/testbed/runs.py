@@ -81,7 +81,7 @@ class RunFolder:
         checkpoint.parent.mkdir(exist_ok=True)
         with replacing_directory(checkpoint) as partial:
             policy.save_pretrained(partial)  # type: ignore[operator]
-        others = [row for row in self.rows("traces") if row["method"] != name]
+        others = [row for row in self.rows("traces") if row["source"] != name]
         self._write_rows("traces", [*others, *traces])
         results = self.results
         self._write_results({**results, "methods": {**results["methods"], name: result}})
@@ -101,8 +101,8 @@ class RunFolder:
 
     def _drop_unfinished(self) -> None:
         finished = self.results["methods"]
-        for kind in ("metrics", "traces"):
-            self._write_rows(kind, [row for row in self.rows(kind) if row["method"] in finished])
+        for kind, key in (("metrics", "method"), ("traces", "source")):
+            self._write_rows(kind, [row for row in self.rows(kind) if row[key] in finished])
 
     def _write_results(self, results: dict[str, Any]) -> None:
         write_text(self.path / "results.json", json.dumps(results, indent=2) + "\n")

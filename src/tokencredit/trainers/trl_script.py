@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tokencredit import rewards
@@ -96,14 +91,6 @@ def _mapping(given: Any) -> dict[str, Any]:
 def _reward_model(script: TrainArguments, policy: str) -> RewardModel | None:
     if script.reward_model is None:
         return None
-    architectures = AutoConfig.from_pretrained(script.reward_model).architectures or []
-    by_token = any(name.endswith("ForTokenClassification") for name in architectures)
-    kind: Any = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
-    own, policys = (AutoTokenizer.from_pretrained(name) for name in (script.reward_model, policy))
-    same = own.get_vocab() == policys.get_vocab()
-    return RewardModel(
-        kind.from_pretrained(script.reward_model),
-        tokenizer=own,
-        policy_tokenizer=None if same else policys,
-        separator=script.reward_separator,
+    return RewardModel.from_pretrained(
+        script.reward_model, AutoTokenizer.from_pretrained(policy), script.reward_separator
     )

@@ -1,0 +1,176 @@
+"""`tokencredit score`: where credit goes in your own traces, under your own model."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from tokencredit.cli.terminal import console, offline, quiet_libraries, user_errors
+
+if TYPE_CHECKING:
+    from tokencredit.methods import Method
+
+PICTURES = 24
+"""Traces with a picture of what their answer attends to: the first ones."""
+
+
+def score(
+    model: Annotated[str, typer.Option(help="The model that wrote or reads the traces: a folder or a hub name.")],
+    traces: Annotated[
+        Path,
+        typer.Option(
+            help="Completions, JSONL, as text or in labelled steps (docs/report.md).", exists=True, dir_okay=False
+        ),
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas.")
+    ] = "atpo,rhythm,surprisal",
+    outcome: Annotated[
+        str,
+        typer.Option(help="Outcome advantages: sign (-1 for wrong, else +1), or grpo, dr_grpo, rloo of the rewards."),
+    ] = "sign",
+    splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, newline, paragraph.")] = "phrases",
+    end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
+    reward_model: Annotated[
+        str | None, typer.Option(help="A classifier that p2t reads: a folder or a hub name.", show_default=False)
+    ] = None,
+    attention: Annotated[
+        bool, typer.Option(help="Show WAAD, FAI and what the answer attends to; they read the model's attention.")
+    ] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions a forward pass; it changes no credit.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/score-TIME")] = None,
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table", help="Print a trace: its first ten tokens, those around the end of its reasoning, its last ten."
+        ),
+    ] = False,
+    trace: Annotated[int, typer.Option(min=1, help="The trace of --table.")] = 1,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Assign credit to completions of any model, and write it down and as a page, token by token."""
+    if Path(model).exists():
+        offline()
+    from tokencredit.report import write_report
+    from tokencredit.report.sources.score import CONFIG, ROWS
+
+    quiet_libraries()
+    folder = out or Path("runs") / f"score-{datetime.now():%Y%m%d-%H%M%S}"
+    with user_errors():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} exists: choose another --out")
+        built = _methods(methods)
+        rows, left_out = _scored(
+            model, traces, built, outcome, splitter, end_of_reasoning, reward_model, attention, batch_size
+        )
+        if trace > len(rows):
+            raise ValueError(f"--trace {trace}: there are {len(rows)} traces")
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"command": "score", "model": model, "traces": str(traces), "advantages": outcome, "left_out": left_out}
+    (folder / CONFIG).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+    (folder / ROWS).write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    for name, why in left_out.items():
+        console.print(escape(f"left out: {name}: {why}"))
+    if table:
+        for name in rows[trace - 1]["credit"]:
+            console.print(_table(rows[trace - 1], name))
+    page = write_report(folder)
+    console.print(f"report: {escape(str(page))}")
+    if open_page:
+        typer.launch(str(page))
+
+
+def _methods(given: str) -> dict[str, Method]:
+    from tokencredit.methods import method
+    from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, split_specs
+
+    specs = split_specs(given)
+    check_specs(specs)
+    for spec in specs:
+        if needs_heads(*parse_spec(spec)):
+            raise ValueError(
+                f"{spec} reads key-focus heads: name them, {spec}:heads=heads.json (see tokencredit heads)"
+            )
+    return {spec: method(name, **params) for spec in specs for name, params in [parse_spec(spec)]}
+
+
+def _scored(
+    model: str,
+    path: Path,
+    methods: dict[str, Method],
+    outcome: str,
+    splitter: str,
+    end_of_reasoning: str,
+    reward_model: str | None,
+    attention: bool,
+    batch_size: int,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of `trace_rows` with their labels and pictures; and which methods are left out, and why."""
+    from tokencredit.analysis.traces import VIEW, attention_pictures, trace_rows
+    from tokencredit.assignment import assignable
+    from tokencredit.cli.models import load_policy
+    from tokencredit.completions import load_completions
+    from tokencredit.signals import Needs, RewardModel, collect
+
+    policy, tokenizer = load_policy(model)
+    scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
+    completions = load_completions(path, tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+    rollouts = completions.rollouts
+    advantages = _advantages(outcome, rollouts)
+    able, left_out = assignable(methods, policy, scorer)
+    if not able:
+        raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    view = VIEW if attention else Needs(logits=True)
+    needs = reduce(or_, (m.needs for m in able.values()), view)
+    signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size)
+    rows = trace_rows(tokenizer, rollouts, {n: m(rollouts, advantages, signals) for n, m in able.items()}, signals)
+    pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
+    for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
+        row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
+    return rows, left_out
+
+
+def _advantages(name: str, rollouts: Any) -> Any:
+    import torch
+
+    from tokencredit import outcome
+
+    makers = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
+    if name == "sign":
+        correct = torch.ones(len(rollouts), dtype=torch.bool) if rollouts.correct is None else rollouts.correct
+        return torch.where(correct, 1.0, -1.0)
+    if name not in makers:
+        raise ValueError(f"unknown outcome {name!r}: use sign, {', '.join(makers)}")
+    if rollouts.rewards is None:
+        raise ValueError(f"--outcome {name} needs a reward a completion")
+    return makers[name](rollouts.rewards, rollouts.group)
+
+
+def _table(row: dict[str, Any], name: str) -> Table:
+    """ATPO's table of a trace: position, token, weight, advantage."""
+    credit, answer, length = row["credit"][name], row["answer_start"], len(row["tokens"])
+    table = Table(title=escape(name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("position", justify="right")
+    table.add_column("token", overflow="fold")
+    for column in ("weight", "advantage"):
+        table.add_column(column, justify="right")
+    before = -1
+    for t in range(length):
+        around = answer is not None and answer >= 0 and answer - 5 <= t < answer + 5
+        if not (t < 10 or t >= length - 10 or around):
+            continue
+        if t > before + 1:
+            table.add_row("…", "", "", "")
+        weight = "" if credit["weights"] is None else f"{credit['weights'][t]:.3f}"
+        table.add_row(str(t), escape(repr(row["tokens"][t])[1:-1]), weight, f"{credit['advantages'][t]:+.3f}")
+        before = t
+    return table

@@ -1,0 +1,74 @@
+"""Figures of a page, as data: the page draws them, and a table stands behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+def lines(title: str, x: str, y: str, series: Mapping[str, Sequence[Sequence[float | None]]], note: str = "") -> Figure:
+    """A line a name. Points are (x, y), or (x, y, low, high), whose bounds are shown as a band."""
+    named = [{"name": name, "points": [list(point) for point in points]} for name, points in series.items()]
+    return {"kind": "lines", "title": title, "note": note, "x": x, "y": y, "series": named}
+
+
+def intervals(title: str, x: str, rows: Iterable[Figure], *, reference: float | None = None, note: str = "") -> Figure:
+    """A dot and its interval a row, beside a line at `reference`; rows are made by `interval`."""
+    return {"kind": "intervals", "title": title, "note": note, "x": x, "rows": list(rows), "reference": reference}
+
+
+def interval(
+    name: str, value: float, low: float | None, high: float | None, *, filled: bool = True, muted: bool = False
+) -> Figure:
+    """A row of `intervals`. filled: it means something. muted: a control."""
+    return {"name": name, "value": value, "low": low, "high": high, "filled": filled, "muted": muted}
+
+
+def matrix(
+    title: str,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    values: Sequence[Sequence[float | None]],
+    *,
+    names: bool = False,
+    high: float | None = None,
+    marked: Sequence[tuple[int, int]] = (),
+    x: str = "",
+    note: str = "",
+) -> Figure:
+    """A shaded cell a value, null for none.
+
+    Args:
+        names: rows and columns are names rather than numbers.
+        high: the value of the darkest shade; the largest by default.
+        marked: (row, column) of cells with a frame.
+    """
+    return {
+        "kind": "matrix",
+        "title": title,
+        "note": note,
+        "rows": list(rows),
+        "columns": list(columns),
+        "values": [list(row) for row in values],
+        "names": names,
+        "high": high,
+        "marked": [list(cell) for cell in marked],
+        "x": x,
+    }
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> Figure:
+    return {
+        "kind": "table",
+        "title": title,
+        "note": note,
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+    }
+
+
+def group(id: str, title: str, figures: Sequence[Figure], note: str = "") -> Figure:
+    """A section of the page."""
+    return {"id": id, "title": title, "note": note, "figures": list(figures)}

@@ -1,0 +1,110 @@
+"""One tree, rendered twice: as a self-contained HTML page and as JSON.
+
+Model output is hostile. It reaches the page only inside the payload, gzipped and in base64, and the page's script sets
+it as text; the page's policy lets no other script run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tokencredit.report.figures import Figure
+from tokencredit.testbed.files import write_text
+
+MOST_TRACES = 200
+_SCRIPTS = ("data.js", "figures.js", "traces.js", "export.js", "main.js")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says.
+
+    Attributes:
+        facts: (name, value) pairs for its head.
+        traces: rows of `analysis.traces.trace_rows`; with `source`, who wrote them, where there are several.
+        groups: sections of figures, each made by `figures.group`.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    traces: Sequence[dict[str, Any]]
+    groups: Sequence[Figure]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "version": version("tokencredit"),
+            "facts": [list(fact) for fact in self.facts],
+            "traces": list(self.traces[:MOST_TRACES]),
+            "traces_note": _note(len(self.traces)),
+            "groups": list(self.groups),
+        }
+
+
+def write_page(page: Page, folder: Path) -> Path:
+    """Write report.html and report.json into a folder; return the path of the former.
+
+    Raises:
+        ValueError: a figure is NaN or infinite.
+    """
+    tree = page.as_json()
+    # Lone surrogates, which model output may hold, survive as escapes.
+    text = json.dumps(tree, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    write_text(folder / "report.json", text + "\n")
+    path = folder / "report.html"
+    write_text(path, render(tree, text))
+    return path
+
+
+def render(tree: dict[str, Any], text: str) -> str:
+    """The page of a tree whose JSON is `text`."""
+    environment = Environment(loader=PackageLoader("tokencredit.report"), autoescape=True, undefined=StrictUndefined)
+    assets = files("tokencredit.report") / "assets"
+    style = Environment(autoescape=False).from_string((assets / "page.css").read_text("utf-8")).render()
+    parts = [(assets / name).read_text("utf-8") for name in _SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "".join(parts) + "})();\n"
+    return environment.get_template("page.html.j2").render(
+        page=tree,
+        style=_inline(style),
+        script=_inline(script),
+        payload=base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode(),
+    )
+
+
+def _inline(text: str) -> dict[str, str]:
+    """Our own code, as it stands, and the digest by which the page's policy knows it."""
+    assert "</s" not in text
+    return {"text": Markup(text), "digest": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
+
+
+def _note(count: int) -> str:
+    told = "Each token is shaded by its credit; choose it to see its numbers."
+    return told if count <= MOST_TRACES else f"{told} These are {MOST_TRACES} of {count:,} traces."
+
+
+def evenly(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """At most `MOST_TRACES` rows, as many of each value of `key` as can be, in their order.
+
+    Those that got any credit go first.
+    """
+    kinds: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row.get(key), []).append(row)
+    share = MOST_TRACES // max(1, len(kinds))
+    return [row for of_kind in kinds.values() for row in sorted(of_kind, key=_uncredited)[:share]]
+
+
+def _uncredited(row: dict[str, Any]) -> bool:
+    return not any(any(credit["advantages"]) for credit in row["credit"].values())

@@ -1,0 +1,108 @@
+"""A quickstart: accuracy of each method, its training, and what its policy wrote."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tokencredit.report import figures
+from tokencredit.report.figures import Figure
+from tokencredit.report.page import Page, evenly
+from tokencredit.testbed.runs import RunFolder
+
+CURVES = {
+    "accuracy": ("Greedy accuracy on held-out problems", "accuracy"),
+    "reward": ("Mean reward of the rollouts", "reward"),
+    "length": ("Completion length", "tokens"),
+    "credit/gini": ("Gini of the credit", "Gini"),
+    "credit/effective_ratio": ("Effective ratio of the credit", "effective ratio"),
+}
+_DIAGNOSTICS = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer", "seconds")
+
+
+def quickstart_page(run: Path) -> Page:
+    """
+    Raises:
+        ValueError: no method of the run is finished.
+    """
+    folder = RunFolder(run)
+    config, results = folder.config, folder.results
+    if not results["methods"]:
+        raise ValueError(f"{run} has no finished method to report on")
+    metrics = [row for row in folder.rows("metrics") if row["method"] in results["methods"]]
+    budget = config["budget"]
+    return Page(
+        title=f"Where the credit went: {config['task']}",
+        facts=[
+            ("command", "quickstart"),
+            ("task", config["task"]),
+            ("seed", str(config["seed"])),
+            ("GRPO steps", str(budget["steps"])),
+            ("completions a step", str(budget["prompts"] * budget["group_size"])),
+            ("methods", ", ".join(results["methods"])),
+        ],
+        traces=evenly(sorted(folder.rows("traces"), key=lambda row: row["source"] == "uniform"), "source"),
+        groups=[_accuracy(results), _training(results, metrics), _cost(results, metrics)],
+    )
+
+
+def _accuracy(results: dict[str, Any]) -> Figure:
+    measured = {"before": results["before"], **{name: found["after"] for name, found in results["methods"].items()}}
+    charts = [
+        figures.intervals(
+            title,
+            "accuracy",
+            [
+                figures.interval(name, a[kind]["value"], a[kind]["low"], a[kind]["high"], muted=name == "before")
+                for name, a in measured.items()
+            ],
+        )
+        for kind, title in (("greedy", "Greedy accuracy"), ("sampled", "Accuracy at temperature 1"))
+    ]
+    note = (
+        f"{results['before']['greedy']['count']} held-out problems, none of them trained on. 95 % Wilson intervals; "
+        "they cover the choice of problems, not of seeds: this is one seed a method."
+    )
+    return figures.group("accuracy", "Accuracy", charts, note)
+
+
+def _training(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
+    charts = []
+    for key, (title, y) in CURVES.items():
+        series: dict[str, list[list[float]]] = {name: [] for name in results["methods"]}
+        for row in metrics:
+            if key in row:
+                series[row["method"]].append([row["step"], row[key]])
+        if key == "accuracy":
+            series = {name: [[0, results["before"]["greedy"]["value"]], *points] for name, points in series.items()}
+        if any(series.values()):
+            charts.append(figures.lines(title, "GRPO step", y, series))
+    return figures.group("training", "Training", charts)
+
+
+def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in metrics:
+        for name in _DIAGNOSTICS:
+            if f"credit/{name}" in row:
+                values[row["method"]][name].append(row[f"credit/{name}"])
+    rows = [
+        [
+            f"{name} (LoRA)" if found["adapter"] else name,
+            *(mean(values[name][d]) if values[name][d] else None for d in _DIAGNOSTICS),
+            found["seconds"],
+            found["tokens"],
+        ]
+        for name, found in results["methods"].items()
+    ]
+    columns = ["method", *(name.replace("_", " ") for name in _DIAGNOSTICS), "seconds in all", "tokens trained on"]
+    note = (
+        "Means over training. Gini 0 and effective ratio 1 are uniform credit; broadcast and sparse are the shares of "
+        "completions whose credit is as good as uniform (Gini below 0.02) or held by few tokens (ratio below 0.1). "
+        "Seconds are spent on credit, a step."
+    )
+    return figures.group(
+        "cost", "Does the credit discriminate, and what does it cost?", [figures.table("", columns, rows)], note
+    )

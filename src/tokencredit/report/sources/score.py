@@ -1,0 +1,45 @@
+"""Scores: a user's own traces under several methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tokencredit.report import figures
+from tokencredit.report.page import Page, evenly
+
+CONFIG, ROWS = "config.json", "scores.jsonl"
+_SHOWN = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
+
+
+def score_page(run: Path) -> Page:
+    config = json.loads((run / CONFIG).read_text("utf-8"))
+    rows = [json.loads(line) for line in (run / ROWS).read_text("utf-8").splitlines()]
+    return Page(
+        title=f"Where the credit goes: {Path(config['traces']).name}",
+        facts=[
+            ("command", "score"),
+            ("model", config["model"]),
+            ("traces", f"{len(rows)}, {sum(len(row['tokens']) for row in rows):,} tokens"),
+            ("advantages", config["advantages"]),
+        ],
+        traces=evenly(rows, "source"),
+        groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
+    )
+
+
+def _summary(rows: list[dict[str, Any]]) -> figures.Figure:
+    names = list(rows[0]["credit"])
+    return figures.table(
+        "",
+        ["method", *(name.replace("_", " ") for name in _SHOWN)],
+        [[name, *(mean(row["credit"][name]["diagnostics"][d] for row in rows) for d in _SHOWN)] for name in names],
+    )
+
+
+def _note(left_out: dict[str, str]) -> str:
+    note = "Means over the traces. Gini 0 and effective ratio 1 are uniform credit."
+    left = "; ".join(f"{method}: {why}" for method, why in left_out.items())
+    return f"{note} Left out: {left}." if left else note

@@ -1,0 +1,96 @@
+"""Trace rows hold what was read, and an attention picture is rows of the full matrix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_policy
+
+import tokencredit as tc
+from tokencredit.analysis.rhythm import find_peaks
+from tokencredit.analysis.traces import PEAK_SHARE, PICTURE, VIEW, attention_pictures, trace_rows
+from tokencredit.methods.rhythm import Rhythm
+from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+
+TEXTS = ["<think>a=1+6=7;b=2*3=6;</think>\\boxed{a=7}", "<think>a=1+6=8;</think>\\boxed{a=8}", "<think>1"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return build_policy(PolicySize(width=32, layers=3, heads=2, kv_heads=1, feed_forward=48)).eval()
+
+
+@pytest.fixture
+def rollouts(tokenizer):
+    prompts = tokenizer(["Q:a=1+6,b=2*3?a", "Q:a=1+6?a", "Q:a=1?a"], padding=True, return_tensors="pt")
+    ids = tokenizer(TEXTS, padding=True, padding_side="right", return_tensors="pt")
+    found = tc.Rollouts(prompts.input_ids, prompts.attention_mask, ids.input_ids, ids.attention_mask)
+    return tc.mark_spans(replace(found, rewards=torch.tensor([1.0, 0.0, 0.5])), tokenizer)
+
+
+def test_rows_are_what_was_read(policy, tokenizer, rollouts):
+    signals = tc.collect(policy, rollouts, VIEW)
+    credits = {"drawn": tc.assign(policy, rollouts, "random", torch.tensor([1.0, -1.0, 0.5]))}
+    credits["added"] = replace(credits["drawn"], weights=None)
+    rows = trace_rows(tokenizer, rollouts, credits, signals)
+    m = Rhythm()
+    waad, fai = m.group_means(signals.distances[next(iter(m.needs.distances))])
+    peaks = find_peaks(waad, rollouts.completion_mask, PEAK_SHARE)
+    for i, row in enumerate(rows):
+        n = int(rollouts.lengths[i])
+        assert "".join(row["tokens"]) == TEXTS[i]
+        for name, curve in {"logprob": signals.logprob, "entropy": signals.entropy, "waad": waad, "fai": fai}.items():
+            assert row["signals"][name] == pytest.approx(curve[i, :n].tolist(), rel=1e-3)
+        assert row["peaks"]["preplan"] == peaks[i].nonzero().flatten().tolist()
+        assert row["credit"]["drawn"]["weights"] == pytest.approx(credits["drawn"].weights[i, :n].tolist(), rel=1e-3)
+        assert row["credit"]["added"]["weights"] is None
+        assert row["credit"]["drawn"]["diagnostics"].keys() == credits["drawn"].diagnostics.keys()
+        assert row["reward"] == float(rollouts.rewards[i])
+        assert row["answer_start"] == int(rollouts.answer_start[i])
+        assert row["correct"] is row["group"] is None
+    assert any(row["peaks"]["preplan"] for row in rows)
+    assert trace_rows(tokenizer, rollouts, credits, signals, [2, 0]) == [rows[2], rows[0]]
+    bare = trace_rows(tokenizer, rollouts, credits, tc.collect(policy, rollouts, tc.method("uniform").needs))
+    assert [(row["signals"], row["peaks"]) for row in bare] == [({}, {})] * 3
+
+
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_pictures_are_rows_of_the_full_matrix(policy, rollouts, layer):
+    pictures = attention_pictures(policy, rollouts, layer)
+    assert [picture is None for picture in pictures] == [False, False, True]
+    policy.set_attn_implementation("eager")
+    batch = {"attention_mask": rollouts.attention_mask.long(), "position_ids": rollouts.position_ids}
+    with torch.no_grad():
+        full = policy(rollouts.input_ids, **batch, output_attentions=True).attentions[layer].mean(1)
+    policy.set_attn_implementation("sdpa")
+    prompt = rollouts.prompt_ids.shape[1]
+    for i in range(2):
+        start, length = int(rollouts.answer_start[i]), int(rollouts.lengths[i])
+        assert pictures[i]["layer"] == layer % 3
+        assert pictures[i]["rows"] == list(range(start, length))
+        assert pictures[i]["columns"] == list(range(start))
+        expected = full[i, prompt + start : prompt + length, prompt : prompt + start]
+        torch.testing.assert_close(torch.tensor(pictures[i]["values"]), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_long_picture_is_averaged_down():
+    policy, (rows, columns) = tiny_policy(), PICTURE
+    start, length = 3 * columns, 3 * columns + 2 * rows
+    ids = torch.arange(length)[None] % 60 + 2
+    mask = torch.ones_like(ids)
+    one = tc.Rollouts(ids[:, :4], mask[:, :4], ids, mask, answer_start=torch.tensor([start]))
+    (small,) = attention_pictures(policy, one)
+    policy.set_attn_implementation("eager")
+    with torch.no_grad():
+        full = policy(one.input_ids, output_attentions=True).attentions[-1].mean(1)[0, 4:, 4:]
+    expected = full[start:, :start].reshape(rows, 2, columns, 3).mean((1, 3))
+    assert small["columns"] == list(range(0, start, 3))
+    assert small["rows"] == list(range(start, length, 2))
+    torch.testing.assert_close(torch.tensor(small["values"]), expected, rtol=1e-3, atol=1e-7)

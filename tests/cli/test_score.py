@@ -1,0 +1,115 @@
+"""`tokencredit score`: a user's traces under a user's model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tokencredit as tc
+from tokencredit.cli import app
+from tokencredit.completions import load_completions
+from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+
+ROWS = [
+    {"prompt": "Q:a=1+6?a", "completion": "<think>a=1+6=7;</think>\\boxed{a=7}", "correct": True, "reward": 1.0},
+    {"prompt": "Q:a=1+6?a", "completion": "<think>a=1+6=8;</think>\\boxed{a=8}", "correct": False, "reward": 0.0},
+    {"prompt": "Q:a=2+2?a", "completion": "<think>a=2", "correct": False, "reward": 0.0},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    build_policy(PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def asked(tmp_path, model):
+    path = tmp_path / "mine.jsonl"
+
+    def asked(*words, rows=ROWS):
+        path.write_text("\n".join(map(json.dumps, rows)))
+        out = tmp_path / "out"
+        words = ["score", "--model", model, "--traces", path, "--out", out, *words]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        lines = (out / "scores.jsonl").read_text().splitlines() if result.exit_code == 0 else []
+        return result, [json.loads(line) for line in lines]
+
+    asked.path = path
+    return asked
+
+
+def test_it_is_what_assign_gives(asked, model):
+    result, rows = asked("--methods", "atpo:layers=1,surprisal,arca", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    assert "left out: arca" in result.output
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model).eval()
+    rollouts = load_completions(asked.path, build_tokenizer()).rollouts
+    assert rollouts.group.tolist() == [0, 0, 1]
+    for name, m in {"atpo:layers=1": tc.method("atpo", layers=1), "surprisal": tc.method("surprisal")}.items():
+        credit = tc.assign(policy, rollouts, m, torch.tensor([1.0, -1.0, -1.0]))
+        for i, row in enumerate(rows):
+            n = len(row["tokens"])
+            assert row["credit"][name]["advantages"] == pytest.approx(credit.advantages[i, :n].tolist(), rel=1e-3)
+    assert ["".join(row["tokens"]) for row in rows] == [row["completion"] for row in ROWS]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
+    assert (
+        [row["answer_start"] >= 0 for row in rows]
+        == [row["attention"] is not None for row in rows]
+        == [True, True, False]
+    )
+
+
+def test_outcomes(asked):
+    _, rows = asked("--methods", "uniform", "--outcome", "rloo", rows=ROWS[:2])
+    assert [row["credit"]["uniform"]["advantages"][0] for row in rows] == [1.0, -1.0]
+    unlabelled = [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
+    result, _ = asked("--outcome", "grpo", rows=unlabelled)
+    assert result.exit_code == 2
+
+
+def test_labelled_steps(asked):
+    labelled = {"prompt": "Q:a=1+6?a", "steps": ["<think>a=1+6=8;", "b=1;</think>"], "answer": "8", "first_error": 0}
+    result, (row,) = asked("--methods", "uniform", "--no-attention", rows=[labelled | {"essential": [True, False]}])
+    assert result.exit_code == 0, result.output
+    assert (row["essential"], row["first_error"]) == ([True, False], 0)
+    assert set(row["step_index"]) == {0, 1, -1}
+    assert row["signals"].keys() == {"logprob", "entropy"}
+    assert row["attention"] is None
+
+
+def test_the_table_of_the_paper(asked):
+    long = [{"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 10 + "</think>\\boxed{a=7}"}]
+    result, (row,) = asked("--methods", "atpo", "--table", rows=long)
+    shown = [int(line.split()[0]) for line in result.output.splitlines() if line.strip()[:1].isdigit()]
+    n, answer = len(row["tokens"]), row["answer_start"]
+    assert shown == sorted({*range(10), *range(answer - 5, answer + 5), *range(n - 10, n)} & {*range(n)})
+    assert "…" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "message"),
+    [
+        (["--methods", "nope"], ROWS, "Valid methods"),
+        (["--methods", "attnpo"], ROWS, "heads=heads.json"),
+        (["--methods", "arca"], ROWS, "no method is left"),
+        (["--outcome", "best"], ROWS, "unknown outcome"),
+        (["--trace", "4"], ROWS, "there are 3 traces"),
+        ([], [ROWS[0], {"prompt": "a"}], "line 2: expected"),
+        ([], [{"completion": "a", "prompt": ""}], "line 1: expected"),
+        ([], [{"completion": "a", "prompt": "a", "correct": "yes"}], "correct must be"),
+        ([], [{"completion": "a", "prompt": "a", "reward": True}], "reward must be"),
+        ([], [{"completion": "a", "prompt": [{"role": "user", "content": "a"}]}], "no chat template"),
+    ],
+)
+def test_bad_input(asked, words, rows, message):
+    result, _ = asked(*words, rows=rows)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())

@@ -1,0 +1,392 @@
+"""The page does what a person asks of it, opened from disk in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from report_rows import row, wrong
+
+from tokencredit.report import figures
+from tokencredit.report.page import MOST_TRACES, Page, evenly, write_page
+
+
+def tokens(tab, pane):
+    return tab.locator("#panes .pane").nth(pane).locator(".t")
+
+
+def classes(tab, pane, token):
+    return tokens(tab, pane).nth(token).get_attribute("class").split()
+
+
+def method(tab, name):
+    return tab.locator("#methods").get_by_role("button", name=name, exact=True)
+
+
+def facts(tab):
+    names, values = tab.locator("#token dt").all_text_contents(), tab.locator("#token dd").all_text_contents()
+    return dict(zip(names, values, strict=True))
+
+
+def listed(tab):
+    return [
+        int(text) for text in tab.locator("#list b").evaluate_all("all => all.map(b => b.textContent.split(' ')[0])")
+    ]
+
+
+def captions(tab):
+    return tab.locator("#panes figcaption strong").all_text_contents()
+
+
+def test_tokens_are_shaded_by_their_credit_and_bear_what_is_known(visit):
+    tab = visit(traces=[row()], fragment="#methods=p2t&marks=true")
+    assert tokens(tab, 0).all_text_contents() == ["1+6", "=7", ";", "</think>", "7"]
+    assert [classes(tab, 0, t)[1] for t in range(5)] == ["p2", "n4", "p6", "n8", "p10"]
+    assert {"starts", "essential"} <= set(classes(tab, 0, 0))
+    assert "starts" not in classes(tab, 0, 1)
+    assert "essential" not in classes(tab, 0, 3)
+    assert ["answer" in classes(tab, 0, t) for t in range(5)] == [False] * 4 + [True]
+    assert "preplan" in classes(tab, 0, 1)
+    assert "anchor" in classes(tab, 0, 2)
+
+
+def test_a_token_tells_its_numbers_when_it_is_hovered_over(visit):
+    tab = visit(traces=[row()], fragment="#methods=atpo")
+    tokens(tab, 0).nth(2).hover()
+    assert facts(tab) == {
+        "position": "2",
+        "token": ";",
+        "atpo: weight": "0.6",
+        "atpo: advantage": "+0.6",
+        "log-prob": "-0.5",
+        "entropy": "0.5",
+        "WAAD": "2",
+        "FAI": "0.125",
+        "step": "0",
+        "label": "essential, anchor",
+    }
+
+
+def test_arrow_keys_walk_over_the_tokens_and_say_so(visit):
+    tab = visit(traces=[wrong()], fragment="#methods=atpo")
+    tab.locator(".tokens").first.focus()
+    tab.keyboard.press("ArrowRight")
+    said = tab.locator("#status").text_content()
+    assert "position 1" in said
+    assert "first error" in said
+    assert "current" in classes(tab, 0, 1)
+    assert "current" in classes(tab, 1, 1)
+    tab.keyboard.press("End")
+    assert facts(tab)["position"] == "4"
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowLeft")
+    assert facts(tab)["position"] == "3"
+
+
+def test_methods_switch_in_place_and_stand_side_by_side_beside_the_truth(visit):
+    tab = visit(traces=[row()], fragment="#methods=atpo")
+    assert captions(tab) == ["atpo", "ground truth"]
+    assert [classes(tab, 1, t)[1] for t in range(5)] == ["p10", "p10", "p10", "p0", "p0"]
+    method(tab, "p2t").click()
+    method(tab, "arca").click()
+    assert captions(tab) == ["atpo", "p2t", "arca", "ground truth"]
+    method(tab, "uniform").click()
+    assert captions(tab) == ["p2t", "arca", "uniform", "ground truth"]
+    pressed = tab.locator("#methods button[aria-pressed=true]").all_text_contents()
+    assert pressed == ["uniform", "p2t", "arca"]
+    method(tab, "arca").click()
+    assert captions(tab) == ["p2t", "uniform", "ground truth"]
+    tab.keyboard.press("m")
+    assert captions(tab) == ["arca", "ground truth"]
+
+
+def test_the_truth_of_a_wrong_completion_is_its_error_and_without_labels_there_is_none(visit):
+    unlabelled = row(essential=[None])
+    tab = visit(traces=[wrong(), unlabelled, {k: v for k, v in row().items() if k not in ("essential", "first_error")}])
+    assert [classes(tab, 1, t)[1] for t in range(5)] == ["p0", "n10", "p0", "p0", "p0"]
+    assert "error" in classes(tab, 0, 1)
+    for _ in range(2):
+        tab.keyboard.press("j")
+        assert captions(tab) == ["atpo"]
+
+
+def test_a_weight_shades_from_the_least_to_the_most(visit):
+    tab = visit(traces=[row()], fragment="#methods=atpo,p2t")
+    tab.get_by_label("shade by").select_option("weight")
+    assert [classes(tab, 0, t)[1] for t in range(5)] == ["w0", "w3", "w5", "w8", "w10"]
+    assert "0.2 to 1" in tab.locator(".pane").first.text_content()
+    assert classes(tab, 1, 1)[1] == "n4", "an additive method has no weight"
+
+
+def test_the_list_filters_sorts_and_searches(visit):
+    many = [
+        row(tokens=["x"] * 9 + ["y"], source="before"),
+        wrong(prompt="Q: needle?\n"),
+        row(tokens=["a", "b", "</think>", "7"], reward=0.5),
+    ]
+    tab = visit(traces=many)
+    assert listed(tab) == [1, 2, 3]
+    tab.get_by_label("sort by").select_option("length")
+    assert listed(tab) == [1, 2, 3]
+    tab.get_by_label("sort by").select_option("reward")
+    assert listed(tab) == [1, 3, 2]
+    tab.locator("#control-kind").select_option("wrong")
+    assert listed(tab) == [2]
+    assert "needle" in tab.locator("#prompt").text_content()
+    tab.locator("#control-kind").select_option("all")
+    tab.get_by_label("policy").select_option("before")
+    assert listed(tab) == [1]
+    tab.get_by_label("policy").select_option("all")
+    tab.keyboard.press("/")
+    tab.get_by_label("search").fill("NEEDLE")
+    assert listed(tab) == [2]
+    assert tab.locator("#count").text_content() == "1 of 3"
+    tab.get_by_label("search").fill("nowhere")
+    assert listed(tab) == []
+
+
+def test_keys_go_from_trace_to_trace_within_the_list(visit):
+    tab = visit(traces=[row(), wrong(), row()], fragment="#kind=correct")
+    tab.keyboard.press("j")
+    assert tab.locator("#list [aria-current]").get_attribute("data-trace") == "2"
+    tab.keyboard.press("n")
+    assert "trace 3" in tab.locator("#about").text_content()
+    tab.keyboard.press("k")
+    assert "trace 1" in tab.locator("#about").text_content()
+    tab.get_by_role("button", name="Next").click()
+    assert "trace 3" in tab.locator("#about").text_content()
+
+
+def test_the_address_leads_back_to_the_view(visit):
+    tab = visit(traces=[row(), wrong(), row()])
+    tab.keyboard.press("j")
+    tab.get_by_label("sort by").select_option("length")
+    tab.get_by_label("search").fill("a=1")
+    method(tab, "p2t").click()
+    tab.get_by_label("preplans and anchors").check()
+    tokens(tab, 0).nth(3).click()
+    path, fragment = tab.url.removeprefix("file://").split("#")
+    again = visit(path, f"#{fragment}")
+    assert again.locator("main").text_content() == tab.locator("main").text_content()
+    assert [set(classes(again, 0, t)) for t in range(5)] == [set(classes(tab, 0, t)) for t in range(5)]
+    assert facts(again)["position"] == "3"
+    assert again.get_by_label("search").input_value() == "a=1"
+    assert again.get_by_label("preplans and anchors").is_checked()
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "#trace=99999&token=-5",
+        "#methods=__proto__,constructor,%E0%A4%A",
+        "#sort=constructor&kind=toString",
+        "#%%%",
+        "#traces",
+    ],
+)
+def test_an_address_that_means_nothing_shows_a_page_all_the_same(visit, fragment):
+    tab = visit(traces=[row(), row()], fragment=fragment)
+    assert captions(tab) == ["atpo", "ground truth"]
+    assert listed(tab) == [1, 2]
+
+
+def test_curves_attention_and_the_table_of_the_paper_stand_behind_a_trace(visit):
+    long = row(tokens=[str(t) for t in range(60)], answer_start=40)
+    tab = visit(traces=[long], fragment="#methods=atpo,p2t")
+    titles = tab.locator("#behind figcaption strong").all_text_contents()
+    assert titles[:5] == ["Advantage over the trace", "log-prob", "entropy", "WAAD", "FAI"]
+    assert "layer 3" in titles[5]
+    assert tab.locator("#behind .lines").first.locator("path.series").count() == 2
+    assert tab.locator("#behind .lines").first.locator("line.mark").count() == 1
+    assert tab.locator("#behind .matrix rect").count() == 59
+    shown = tab.locator("#behind .table tbody tr").evaluate_all("rows => rows.map(r => +r.cells[0].textContent)")
+    assert shown == [*range(10), *range(35, 45), *range(50, 60)]
+
+
+def test_every_chart_has_a_table_that_can_be_copied(visit):
+    series = {"=evil()": [[0, 0.5, 0.4, 0.6], [10, 0.75, 0.7, 0.8]], 'a "b"': [[0, 0.5], [10, 0.25]]}
+    group = figures.group("training", "Training", [figures.lines("Reward", "step", "reward", series)])
+    tab = visit(groups=[group])
+    tab.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+    figure = tab.locator("#training figure")
+    figure.get_by_text("Table", exact=True).click()
+    assert figure.locator("tbody tr").count() == 4
+    figure.get_by_role("button", name="Copy as CSV").click()
+    assert tab.evaluate("window.copied").split("\r\n") == [
+        '"series","step","reward","low","high"',
+        '"\'=evil()",0,0.5,0.4,0.6',
+        '"\'=evil()",10,0.75,0.7,0.8',
+        '"a ""b""",0,0.5,"",""',
+        '"a ""b""",10,0.25,"",""',
+        "",
+    ]
+    assert figure.locator("path.series").count() == 2
+    figure.get_by_role("button", name="=evil()").click()
+    assert figure.locator("path.series").count() == 1
+
+
+def test_intervals_and_matrices_are_drawn(visit):
+    rows = [
+        figures.interval("atpo", 0.7, 0.6, 0.8),
+        figures.interval("random", 0.5, None, None, filled=False, muted=True),
+    ]
+    charts = [
+        figures.intervals("Score", "AUROC", rows, reference=0.5),
+        figures.matrix("Agreement", ["a", "b"], ["a", "b"], [[1.0, -0.5], [None, 1.0]], names=True, marked=[(0, 0)]),
+        figures.table("Cost", ["method", "seconds"], [["atpo", 1.5]]),
+    ]
+    tab = visit(groups=[figures.group("audit", "Audit", charts)])
+    assert tab.locator("#audit circle").count() == 2
+    assert tab.locator("#audit circle.hollow").count() == 1
+    assert tab.locator("#audit line.series").count() == 1
+    assert tab.locator("#audit rect").evaluate_all("all => all.map(r => r.getAttribute('class'))") == [
+        "cell p10 chosen", "cell n5", "cell p10",
+    ]  # fmt: skip
+    assert tab.locator("nav").get_by_text("Audit").is_visible()
+    assert tab.locator("#traces").is_hidden()
+
+
+def contrast(a, b):
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted(map(luminance, (a, b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def rgba(text):
+    values = [float(v) for v in re.findall(r"[\d.]+(?:e-?\d+)?", text.replace("color(srgb", ""))]
+    rgb = values[:3] if text.startswith("color(") else [v / 255 for v in values[:3]]
+    return rgb, values[3] if len(values) > 3 else 1.0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_every_shade(visit, scheme):
+    tab = visit(traces=[row()])
+    tab.emulate_media(color_scheme=scheme)
+    background, ink = (
+        rgba(tab.evaluate(f"getComputedStyle(document.body).{name}"))[0] for name in ("backgroundColor", "color")
+    )
+    assert (sum(background) < 1) == (scheme == "dark")
+    shades = tab.evaluate(
+        """() => [...'pnw'].flatMap(tone => [...Array(11).keys()].map(level => {
+            const span = document.createElement('span');
+            span.className = `t ${tone}${level}`;
+            document.getElementById('panes').append(span);
+            return getComputedStyle(span).backgroundColor;
+        }))"""
+    )
+    for shade in shades:
+        colour, alpha = rgba(shade)
+        blended = [alpha * c + (1 - alpha) * b for c, b in zip(colour, background, strict=True)]
+        assert contrast(ink, blended) >= 4.5, shade
+    quiet = rgba(tab.evaluate("getComputedStyle(document.querySelector('.quiet')).color"))[0]
+    assert contrast(quiet, background) >= 4.5
+    assert len({*shades}) == 21, "each level has its own shade; weights share those of positive credit"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(visit, width):
+    names = [figures.interval("a method of a very long name " * 3, 0.5, 0.4, 0.6)]
+    groups = [
+        figures.group("g", "G", [figures.intervals("t", "x", names), figures.table("t", ["c"] * 30, [["v"] * 30])])
+    ]
+    tab = visit(traces=[row(prompt="x" * 3000), wrong()], groups=groups)
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.wait_for_timeout(200)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_it_can_be_used_without_a_mouse_and_read_aloud(visit):
+    tab = visit(
+        traces=[row()], groups=[figures.group("g", "G", [figures.lines("t", "x", "y", {"a": [[0, 1], [1, 2]]})])]
+    )
+    for landmark in ("banner", "navigation", "main", "search", "complementary", "contentinfo"):
+        assert tab.get_by_role(landmark).count() == 1, landmark
+    nameless = tab.evaluate(
+        """() => [...document.querySelectorAll('button, select, input, summary, a')].filter(
+            e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.textContent.trim())).length"""
+    )
+    assert nameless == 0
+    assert tab.locator("svg[role=img]:not([aria-label])").count() == 0
+    reached = set()
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        reached.add(
+            tab.evaluate(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.textContent"
+            )
+        )
+    assert {"control-query", "control-sort", "tokens", "control-next", "control-png", "json"} <= reached
+    assert (
+        tab.locator(".tokens").first.evaluate("e => { e.focus(); return getComputedStyle(e).outlineStyle }") == "solid"
+    )
+
+
+def test_exports(visit, tmp_path):
+    tab = visit(traces=[wrong(tokens=["<b>&", "é\n", "7", "</think>", "8"])], fragment="#methods=atpo")
+
+    def exported(name):
+        with tab.expect_download() as download:
+            tab.get_by_role("button", name=name).click()
+        assert download.value.failure() is None
+        return download.value.suggested_filename, download.value.path().read_bytes()
+
+    name, content = exported("Trace as SVG")
+    assert name == "trace-1.svg"
+    drawn = "".join(ElementTree.fromstring(content).itertext())
+    assert "<b>&é⏎7</think>8" in drawn
+    name, content = exported("as PNG")
+    assert (name, content[:8]) == ("trace-1.png", b"\x89PNG\r\n\x1a\n")
+    assert len(content) > 2000
+    name, content = exported("All of it as JSON")
+    assert json.loads(content) == {**json.loads((tmp_path / "report.json").read_text())}
+
+
+def test_it_prints_without_its_controls(visit):
+    tab = visit(traces=[row()])
+    tab.emulate_media(media="print")
+    assert tab.locator(".chooser").is_hidden()
+    assert tab.locator("#methods").is_hidden()
+    assert tab.locator(".tokens").first.is_visible()
+    assert len(tab.pdf()) > 5000
+
+
+def test_sixteen_thousand_tokens(visit):
+    n = 16_000
+    long = row(tokens=[f"w{t}\n" if t % 40 == 39 else f"w{t} " for t in range(n)], attention=None)
+    tab = visit(traces=[long], fragment="#methods=atpo")
+    assert tokens(tab, 0).count() == n
+    method(tab, "p2t").click()
+    assert captions(tab) == ["atpo", "p2t", "ground truth"]
+    tab.locator(".tokens").first.focus()
+    tab.keyboard.press("End")
+    assert facts(tab)["position"] == "15999"
+    assert tokens(tab, 0).nth(n - 1).is_visible()
+
+
+def test_it_says_when_it_cannot_be_drawn(visit, tmp_path):
+    path = write_page(Page("t", [], [row()], []), tmp_path)
+    path.write_text(re.sub(r'id="payload">[^<]+', 'id="payload">AAAA', path.read_text()))
+    tab = visit(path, ready=False)
+    tab.wait_for_selector("#failed:not([hidden])")
+    assert "could not be drawn" in tab.locator("#failed").text_content()
+
+
+def test_of_many_traces_an_even_share_is_kept_and_the_page_says_so(visit):
+    dull = {"uniform": {**row()["credit"]["uniform"], "advantages": [0.0] * 5}}
+    many = [row(source=s, credit=dull if i < 50 else row()["credit"]) for s in ("a", "b") for i in range(400)]
+    kept = evenly(many, "source")
+    assert [r["source"] for r in kept] == ["a"] * (MOST_TRACES // 2) + ["b"] * (MOST_TRACES // 2)
+    assert not any(r["credit"] is dull for r in kept)
+    tab = visit(traces=many)
+    assert "200 of 800 traces" in tab.locator("#traces > p").text_content()
+    assert len(listed(tab)) == MOST_TRACES
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_page(Page("t", [], [row(reward=float("nan"))], []), tmp_path)
