@@ -23,12 +23,12 @@ def test_text_is_shaded_by_its_advantage():
     tokenizer = build_tokenizer()
     ids = tokenizer(["a=1<", "b"], padding=True, padding_side="right", return_tensors="pt")
     rollouts = tc.Rollouts(ids.input_ids[:, :1], torch.ones(2, 1), ids.input_ids, ids.attention_mask)
-    weights = torch.tensor([[1.0, 0.5, 0.0, 2.0], [1.0, 0.0, 0.0, 0.0]])[:, : ids.input_ids.shape[1]]
+    weights = torch.tensor([[1.0, 0.5, 2.0], [1.0, 0.0, 0.0]])
     credit = multiplicative(rollouts, torch.tensor([1.0, -1.0]), weights)
     shown = spans(tc.show(credit, rollouts, tokenizer)._repr_html_())
     assert len(shown) == int(rollouts.lengths.sum())
     assert "".join(text for *_, text in shown) == "a=1&lt;unk&gt;b"
-    assert [alpha for _, _, alpha, _ in shown[:-1]] == [round(w / 4, 2) for w in weights[0].tolist()[: len(shown) - 1]]
+    assert [alpha for _, _, alpha, _ in shown[:-1]] == [0.25, 0.12, 0.5]
     assert shown[0][1] != shown[-1][1], "positive and negative credit look alike"
     assert shown[1][0] == "token 1, weight 0.500, advantage +0.500"
 
