@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from transformers import (
     Qwen3Config,
@@ -18,6 +19,10 @@ from transformers import (
 )
 
 import tokencredit as tc
+
+# Nothing is timed: a busy machine must not fail a test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # The models are tiny: more threads only wait for each other, without end on a busy machine.
 torch.set_num_threads(1)

@@ -284,7 +284,7 @@ def test_credit_that_does_not_fit_is_refused(credits, message):
 small = st.lists(st.integers(0, 3), min_size=1, max_size=7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), small)
 def test_ranks_equal_naive_ones(data, values):
     """Pairs, ranks, places and correlation of one completion, by counting."""

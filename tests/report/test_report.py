@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_policy
 from report_rows import row, wrong
 
+from tokencredit.head_files import HeadRank
 from tokencredit.report import write_report
 from tokencredit.testbed.runs import RunFolder
 
@@ -32,6 +33,7 @@ def quickstart(tmp_path):
         )
     after = {**ACCURACY, "value": 0.812}
     result = {"after": {"greedy": after, "sampled": after}, "seconds": 12.3, "tokens": 98765, "adapter": True}
+    folder.record_heads([HeadRank(1, 0, 0.9, 20), HeadRank(0, 0, 0.4, 20)])
     folder.record_method("uniform", result, [row(source="uniform"), wrong(source="uniform")], tiny_policy())
     return folder.path
 
@@ -90,15 +92,19 @@ def test_a_quickstart(quickstart, visit):
     greedy = {r["name"]: (r["value"], r["low"], r["high"]) for r in groups["accuracy"]["Greedy accuracy"]["rows"]}
     assert greedy == {"before": (0.456, 0.4, 0.5), "uniform": (0.812, 0.4, 0.5)}
     curves = {title: figure["series"][0]["points"] for title, figure in groups["training"].items()}
-    assert curves["Greedy accuracy on held-out problems"] == [[0, 0.456], [1, 0.5], [2, 0.5]]
+    accuracy = curves["Greedy accuracy on held-out problems"]
+    assert accuracy[0] == [0, 0.456, 0.4, 0.5]
+    # Wilson's interval of 150 right in 300.
+    assert accuracy[1:] == [
+        [step, 0.5, pytest.approx(0.4437, abs=1e-4), pytest.approx(0.5563, abs=1e-4)] for step in (1, 2)
+    ]
     assert curves["Mean reward of the rollouts"] == [[1, 0.25], [2, 0.5]]
     (cost,) = groups["cost"].values()
-    assert dict(zip(cost["columns"], cost["rows"][0], strict=True)) | {
-        "method": "uniform (LoRA)",
-        "gini": 0.125,
-    } == dict(zip(cost["columns"], cost["rows"][0], strict=True))
+    told = dict(zip(cost["columns"], cost["rows"][0], strict=True))
+    assert (told["method"], told["gini"], told["sparse"]) == ("uniform (LoRA)", 0.125, None)
     tab = visit(page)
     assert tab.locator("h1").text_content() == found["title"]
+    assert groups["heads"]["Key-focus heads"]["values"] == [[0.4], [0.9]]
     text = tab.locator("main").text_content()
     for told in ("98,765", "300 held-out problems", "uniform (LoRA)", "0.125", "1+6"):
         assert told in text

@@ -76,7 +76,7 @@ def test_text_that_no_encoding_takes(tmp_path):
 
 
 def finish(folder, name):
-    folder.record_method(name, {"seconds": 1}, [{"method": name, "tokens": ["\ud800"]}], tiny_policy())
+    folder.record_method(name, {"seconds": 1}, [{"source": name, "tokens": ["\ud800"]}], tiny_policy())
 
 
 def test_a_run_folder_that_exists_is_refused_unless_asked(tmp_path):
@@ -127,4 +127,4 @@ def test_finishing_a_method_again_replaces_its_rows(tmp_path):
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     for name in ("uniform", "uniform", "atpo"):
         finish(folder, name)
-    assert [row["method"] for row in folder.rows("traces")] == ["uniform", "atpo"]
+    assert [row["source"] for row in folder.rows("traces")] == ["uniform", "atpo"]

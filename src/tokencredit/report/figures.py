@@ -59,6 +59,28 @@ def matrix(
     }
 
 
+def head_map(heads: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
+    """Step ranking accuracy of every head; those of the first `chosen` have a frame.
+
+    Args:
+        heads: `layer`, `head`, `sra` of each, best first.
+    """
+    layers, columns = (1 + max(rank[name] for rank in heads) for name in ("layer", "head"))
+    grid: list[list[float | None]] = [[None] * columns for _ in range(layers)]
+    for rank in heads:
+        grid[rank["layer"]][rank["head"]] = rank["sra"]
+    return matrix(
+        "Key-focus heads",
+        range(layers),
+        range(columns),
+        grid,
+        high=1.0,
+        marked=[(rank["layer"], rank["head"]) for rank in heads[:chosen]],
+        x="head",
+        note="Step ranking accuracy, a layer a row; AttnPO reads the framed ones.",
+    )
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> Figure:
     return {
         "kind": "table",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from tokencredit.head_files import HeadRank
 from tokencredit.heads import rank_heads
 from tokencredit.methods import Method, method
 from tokencredit.methods.specs import needs_heads, parse_spec
@@ -40,9 +41,12 @@ def build_arm(
     checkpoint: nn.Module,
     task: Task,
     training: Sequence[Problem],
-    on_message: Callable[[str], None] = lambda text: None,
+    on_heads: Callable[[list[HeadRank]], None] = lambda ranks: None,
 ) -> Method:
     """The method that `spec` names. Key-focus heads, where it needs them, are found on 300 training problems.
+
+    Args:
+        on_heads: told of all heads, best first; the method takes the first `KEY_FOCUS_HEADS`.
 
     Raises:
         ValueError: an unknown method or parameter, or a value out of range.
@@ -50,8 +54,13 @@ def build_arm(
     name, params = parse_spec(spec)
     if needs_heads(name, params):
         found = labelled_completions(checkpoint, build_tokenizer(), task, training[:300])
-        ranks = rank_heads(checkpoint, *found)[:KEY_FOCUS_HEADS]
-        shown = ", ".join(f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks)
-        on_message(f"{name}: key-focus heads by step ranking accuracy: {shown}")
-        params["heads"] = tuple((r.layer, r.head) for r in ranks)
+        ranks = rank_heads(checkpoint, *found)
+        on_heads(ranks)
+        params["heads"] = tuple((r.layer, r.head) for r in ranks[:KEY_FOCUS_HEADS])
     return method(name, **params)
+
+
+def heads_in_words(ranks: Sequence[HeadRank]) -> str:
+    """The heads that a method takes."""
+    best = [f"layer {r.layer} head {r.head} ({r.sra:.2f} of {r.pairs} pairs)" for r in ranks[:KEY_FOCUS_HEADS]]
+    return f"key-focus heads by step ranking accuracy: {', '.join(best)}"

@@ -16,9 +16,10 @@ from transformers import Qwen3ForCausalLM
 
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, NoiseCeiling, noise_ceilings
 from tokencredit.audit.policies import audit_policy
+from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method, method
 from tokencredit.methods.specs import check_specs, sketch
-from tokencredit.testbed.arms import ALL_ARMS, build_arm
+from tokencredit.testbed.arms import ALL_ARMS, build_arm, heads_in_words
 from tokencredit.testbed.audited import estimated, sample_audited
 from tokencredit.testbed.evaluate import evaluate
 from tokencredit.testbed.files import replacing_directory
@@ -88,8 +89,12 @@ def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
     adapted = all(sketch(spec).needs.adapter for spec in asked.arms)
     for name in POLICIES[-1:] if adapted else POLICIES:
         policy = _policy(name, asked, checkpoint, training, progress)
-        methods = {spec: build_arm(spec, policy, chosen, training, progress.message) for spec in asked.arms}
+        ranks: list[HeadRank] = []
+        methods = {spec: build_arm(spec, policy, chosen, training, ranks.extend) for spec in asked.arms}
+        if ranks:
+            progress.message(heads_in_words(ranks))
         found[name] = _audited(asked, policy, methods, scorer, _stage(progress, f"values {name}"))
+        found[name]["heads"] = [rank._asdict() for rank in ranks]
     config = {"command": "audit", "tokencredit": version("tokencredit"), **asdict(asked)}
     return {"config": config, "policies": found}
 

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from tokencredit.assignment import assignable
+from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method, method, methods
-from tokencredit.testbed.arms import build_arm
+from tokencredit.testbed.arms import build_arm, heads_in_words
 from tokencredit.testbed.evaluate import evaluate
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems, load_problems
@@ -117,7 +118,12 @@ def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress
         progress.message(f"{name} is finished already")
     if finished == set(q.methods):
         return
-    arms = {name: build_arm(name, checkpoint, chosen, problems.training, progress.message) for name in q.methods}
+
+    def on_heads(ranks: list[HeadRank]) -> None:
+        progress.message(heads_in_words(ranks))
+        folder.record_heads(ranks)
+
+    arms = {name: build_arm(name, checkpoint, chosen, problems.training, on_heads) for name in q.methods}
     for name in q.methods:
         if name not in finished:
             _run_method(q, name, arms, checkpoint, problems, folder, progress)

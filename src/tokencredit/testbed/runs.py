@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from tokencredit.head_files import HeadRank
 from tokencredit.testbed.files import replacing_directory, write_text
 
 
@@ -62,12 +63,16 @@ class RunFolder:
 
     @property
     def results(self) -> dict[str, Any]:
-        """{"before": ..., "methods": {name: ...}}: the finished part of the run."""
+        """{"before": ..., "methods": {name: ...}}: the finished part of the run; `heads`, where they were ranked."""
         file = self.path / "results.json"
         return json.loads(file.read_text("utf-8")) if file.is_file() else {"before": None, "methods": {}}
 
     def record_before(self, before: dict[str, Any]) -> None:
         self._write_results({**self.results, "before": before})
+
+    def record_heads(self, ranks: Sequence[HeadRank]) -> None:
+        """All heads of the policy that methods start from, best first."""
+        self._write_results({**self.results, "heads": [rank._asdict() for rank in ranks]})
 
     def record_step(self, row: dict[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -1,15 +1,18 @@
 // The page's data, and small helpers. Whatever comes from the data is set as text, never as markup.
 
-const create = (make) => (tag, attributes = {}, ...children) => {
-  const node = make(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") node.addEventListener(name, value);
-    else if (name === "text") node.textContent = value;
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children);
-  return node;
-};
+const create =
+  (make) =>
+  (tag, attributes = {}, ...children) => {
+    const node = make(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (typeof value === "function") node.addEventListener(name, value);
+      else if (name === "text") node.textContent = value;
+      else if (value !== null && value !== undefined && value !== false)
+        node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children);
+    return node;
+  };
 const html = create((tag) => document.createElement(tag));
 const svg = create((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
 
@@ -39,7 +42,7 @@ const number = (value, digits = 3) => {
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (Number.isInteger(value) || size < 1e-6) return Math.round(value).toLocaleString("en");
-  return (size < 0.001 || size >= 1e5) ? value.toExponential(2) : String(+value.toPrecision(digits + 1));
+  return size < 0.001 || size >= 1e5 ? value.toExponential(2) : String(+value.toPrecision(digits + 1));
 };
 const signed = (value) => (value > 0 ? `+${number(value)}` : number(value).replace("-", "−"));
 
@@ -103,7 +106,15 @@ const tableOf = ({ columns, rows }, caption) =>
         "tbody",
         {},
         ...rows.map((row) =>
-          html("tr", {}, ...row.map((v, i) => (i ? html("td", { text: number(v) }) : html("th", { scope: "row", text: typeof v === "number" ? number(v) : visible(String(v ?? "")) })))),
+          html(
+            "tr",
+            {},
+            ...row.map((v, i) =>
+              i
+                ? html("td", { text: number(v) })
+                : html("th", { scope: "row", text: typeof v === "number" ? number(v) : visible(String(v ?? "")) }),
+            ),
+          ),
         ),
       ),
     ),

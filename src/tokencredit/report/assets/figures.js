@@ -12,11 +12,27 @@ const figure = (spec) => {
     if (draw && canvas.clientWidth) canvas.replaceChildren(draw(spec, Math.max(NARROW, canvas.clientWidth), hidden));
   };
   if (draw) new ResizeObserver(redraw).observe(canvas);
-  const caption = html("figcaption", {}, html("strong", { text: spec.title }), spec.note ? html("span", { text: ` ${spec.note}` }) : "");
+  const caption = html(
+    "figcaption",
+    {},
+    html("strong", { text: spec.title }),
+    spec.note ? html("span", { text: ` ${spec.note}` }) : "",
+  );
   const legend = spec.kind === "lines" && spec.series.length > 1 ? legendOf(spec, hidden, redraw) : "";
   const behind = draw
-    ? html("details", {}, html("summary", { text: "Table" }), tableOf(rows, spec.title), copyButton("Copy as CSV", () => csv(rows)))
-    : html("div", {}, tableOf(rows, spec.title), copyButton("Copy as CSV", () => csv(rows)));
+    ? html(
+        "details",
+        {},
+        html("summary", { text: "Table" }),
+        tableOf(rows, spec.title),
+        copyButton("Copy as CSV", () => csv(rows)),
+      )
+    : html(
+        "div",
+        {},
+        tableOf(rows, spec.title),
+        copyButton("Copy as CSV", () => csv(rows)),
+      );
   return html("figure", { class: `figure ${spec.kind}` }, caption, draw ? canvas : "", legend, behind);
 };
 
@@ -40,7 +56,11 @@ const legendOf = (spec, hidden, redraw) =>
               redraw();
             },
           },
-          svg("svg", { width: 24, height: 10, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 24, y1: 5, y2: 5, ...stroke(i) })),
+          svg(
+            "svg",
+            { width: 24, height: 10, "aria-hidden": "true" },
+            svg("line", { x1: 0, x2: 24, y1: 5, y2: 5, ...stroke(i) }),
+          ),
           series.name,
         ),
       ),
@@ -48,14 +68,18 @@ const legendOf = (spec, hidden, redraw) =>
   );
 
 // Seven colours that colour-blind readers tell apart, then the same dashed.
-const stroke = (i) => ({ class: `series c${i % 7}`, "stroke-dasharray": ["", "6 3", "2 3"][Math.floor(i / 7) % 3] || null });
+const stroke = (i) => ({
+  class: `series c${i % 7}`,
+  "stroke-dasharray": ["", "6 3", "2 3"][Math.floor(i / 7) % 3] || null,
+});
 
 const ticks = (low, high, count) => {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(+(i * step).toPrecision(12));
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1)
+    found.push(+(i * step).toPrecision(12));
   return found;
 };
 
@@ -81,15 +105,37 @@ const drawLines = (spec, width, hidden) => {
   let [y0, y1] = extent(shown.flatMap((s) => s.points.flatMap((p) => p.slice(1))));
   [y0, y1] = [spec.low ?? y0, spec.high ?? y1];
   const x = scale([x0, x1], [46, width - 12]);
-  const y = scale([y0, y1], [height - 34, 10]);
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${spec.title}. The table below has the numbers.` });
+  const top = spec.marks?.length ? 32 : 10;
+  const y = scale([y0, y1], [height - 34, top]);
+  const chart = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    width,
+    height,
+    role: "img",
+    "aria-label": `${spec.title}. The table below has the numbers.`,
+  });
   for (const tick of ticks(y0, y1, 4)) {
-    chart.append(svg("line", { class: "grid", x1: 46, x2: width - 12, y1: y(tick), y2: y(tick) }), text(40, y(tick) + 4, number(tick), { "text-anchor": "end" }));
+    chart.append(
+      svg("line", { class: "grid", x1: 46, x2: width - 12, y1: y(tick), y2: y(tick) }),
+      text(40, y(tick) + 4, number(tick), { "text-anchor": "end" }),
+    );
   }
-  for (const tick of ticks(x0, x1, Math.max(2, width / 110))) chart.append(text(x(tick), height - 18, number(tick), { "text-anchor": "middle" }));
+  for (const tick of ticks(x0, x1, Math.max(2, width / 110)))
+    chart.append(text(x(tick), height - 18, number(tick), { "text-anchor": "middle" }));
   chart.append(text((46 + width) / 2, height - 3, spec.x, { "text-anchor": "middle", class: "axis" }));
-  for (const mark of spec.marks ?? []) {
-    chart.append(svg("line", { class: `mark ${mark.kind}`, x1: x(mark.at), x2: x(mark.at), y1: 8, y2: height - 34 }, svg("title", { text: mark.name })), text(x(mark.at) + 3, 16, mark.name, { class: "marked" }));
+  // Names of neighbours stand above one another.
+  let [named, row] = [-Infinity, 0];
+  for (const mark of (spec.marks ?? []).toSorted((a, b) => a.at - b.at)) {
+    row = x(mark.at) - named < 70 ? 1 - row : 0;
+    named = x(mark.at);
+    chart.append(
+      svg(
+        "line",
+        { class: `mark ${mark.kind}`, x1: x(mark.at), x2: x(mark.at), y1: 4, y2: height - 34 },
+        svg("title", { text: mark.name }),
+      ),
+      text(x(mark.at) + 3, 12 + 13 * row, mark.name, { class: "marked" }),
+    );
   }
   spec.series.forEach((series, i) => {
     if (hidden.has(i) || !series.points.length) return;
@@ -98,7 +144,13 @@ const drawLines = (spec, width, hidden) => {
       const outline = [...banded.map((p) => [x(p[0]), y(p[2])]), ...banded.toReversed().map((p) => [x(p[0]), y(p[3])])];
       chart.append(svg("path", { class: `band c${i % 7}`, d: `${path(outline)}Z` }));
     }
-    chart.append(svg("path", { ...stroke(i), d: path(series.points.map((p) => [x(p[0]), y(p[1])])) }, svg("title", { text: series.name })));
+    chart.append(
+      svg(
+        "path",
+        { ...stroke(i), d: path(series.points.map((p) => [x(p[0]), y(p[1])])) },
+        svg("title", { text: series.name }),
+      ),
+    );
   });
   return chart;
 };
@@ -108,27 +160,48 @@ const drawIntervals = (spec, width) => {
   const step = 20;
   const height = spec.rows.length * step + 34;
   const [x0, x1] = extent([spec.reference, ...spec.rows.flatMap((row) => [row.value, row.low, row.high])]);
-  const x = scale([x0, x1], [left + 8, width - 14]);
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${spec.title}. The table below has the numbers.` });
+  const x = scale([x0, x1], [left + 16, width - 14]);
+  const chart = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    width,
+    height,
+    role: "img",
+    "aria-label": `${spec.title}. The table below has the numbers.`,
+  });
   for (const tick of ticks(x0, x1, Math.max(2, (width - left) / 80))) {
-    chart.append(svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: 4, y2: height - 30 }), text(x(tick), height - 14, number(tick), { "text-anchor": "middle" }));
+    chart.append(
+      svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: 4, y2: height - 30 }),
+      text(x(tick), height - 14, number(tick), { "text-anchor": "middle" }),
+    );
   }
   if (spec.reference !== null && spec.reference !== undefined) {
-    chart.append(svg("line", { class: "reference", x1: x(spec.reference), x2: x(spec.reference), y1: 4, y2: height - 30 }));
+    chart.append(
+      svg("line", { class: "reference", x1: x(spec.reference), x2: x(spec.reference), y1: 4, y2: height - 30 }),
+    );
   }
   const longest = Math.floor(left / 7);
   spec.rows.forEach((row, i) => {
     const middle = 14 + i * step;
     const named = row.name.length > longest ? `${row.name.slice(0, longest - 1)}…` : row.name;
-    const group = svg("g", { class: row.muted ? "muted" : null }, svg("title", { text: `${row.name}: ${withInterval(row)}` }), text(left, middle + 4, named, { "text-anchor": "end" }));
-    if (row.low !== null && row.low !== undefined) group.append(svg("line", { class: "series c0", x1: x(row.low), x2: x(row.high), y1: middle, y2: middle }));
-    if (row.value !== null) group.append(svg("circle", { class: row.filled === false ? "dot hollow" : "dot", cx: x(row.value), cy: middle, r: 4.5 }));
+    const group = svg(
+      "g",
+      { class: row.muted ? "muted" : null },
+      svg("title", { text: `${row.name}: ${withInterval(row)}` }),
+      text(left, middle + 4, named, { "text-anchor": "end" }),
+    );
+    if (row.low !== null && row.low !== undefined)
+      group.append(svg("line", { class: "series c0", x1: x(row.low), x2: x(row.high), y1: middle, y2: middle }));
+    if (row.value !== null)
+      group.append(
+        svg("circle", { class: row.filled === false ? "dot hollow" : "dot", cx: x(row.value), cy: middle, r: 4.5 }),
+      );
     chart.append(group);
   });
   return chart;
 };
 
-const withInterval = (row) => `${number(row.value)}${row.low === null || row.low === undefined ? "" : ` [${number(row.low)}, ${number(row.high)}]`}`;
+const withInterval = (row) =>
+  `${number(row.value)}${row.low === null || row.low === undefined ? "" : ` [${number(row.low)}, ${number(row.high)}]`}`;
 
 const drawMatrix = (spec, width) => {
   const left = spec.names ? Math.min(width * 0.3, 10 + 7 * Math.max(1, ...spec.rows.map((r) => String(r).length))) : 46;
@@ -137,7 +210,13 @@ const drawMatrix = (spec, width) => {
   const side = Math.max(3, Math.min(spec.names ? 30 : 22, (width - left - 10) / spec.columns.length));
   const tall = spec.names ? side : Math.max(side, 8);
   const height = top + tall * spec.rows.length + bottom;
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${spec.title}. The table below has the numbers.` });
+  const chart = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    width,
+    height,
+    role: "img",
+    "aria-label": `${spec.title}. The table below has the numbers.`,
+  });
   const largest = spec.high ?? Math.max(1e-12, ...spec.values.flat().map((v) => Math.abs(v ?? 0)));
   spec.values.forEach((row, i) =>
     row.forEach((value, j) => {
@@ -145,19 +224,40 @@ const drawMatrix = (spec, width) => {
       const shade = Math.round(10 * Math.min(1, Math.abs(value) / largest));
       const marked = (spec.marked ?? []).some(([r, c]) => r === i && c === j);
       chart.append(
-        svg("rect", { class: `cell ${value < 0 ? "n" : "p"}${shade}${marked ? " chosen" : ""}`, x: left + j * side, y: top + i * tall, width: Math.max(1, side - 0.5), height: Math.max(1, tall - 0.5) }, svg("title", { text: `${spec.rows[i]}, ${spec.columns[j]}: ${number(value)}` })),
+        svg(
+          "rect",
+          {
+            class: `cell ${value < 0 ? "n" : "p"}${shade}${marked ? " chosen" : ""}`,
+            x: left + j * side,
+            y: top + i * tall,
+            width: Math.max(1, side - 0.5),
+            height: Math.max(1, tall - 0.5),
+          },
+          svg("title", { text: `${spec.rows[i]}, ${spec.columns[j]}: ${number(value)}` }),
+        ),
       );
     }),
   );
   const every = Math.max(1, Math.ceil(14 / tall));
-  spec.rows.forEach((name, i) => i % every === 0 && chart.append(text(left - 5, top + (i + 0.5) * tall + 4, String(name), { "text-anchor": "end" })));
+  spec.rows.forEach(
+    (name, i) =>
+      i % every === 0 &&
+      chart.append(text(left - 5, top + (i + 0.5) * tall + 4, String(name), { "text-anchor": "end" })),
+  );
   const sparse = spec.names ? 1 : Math.max(1, Math.ceil(34 / side));
   spec.columns.forEach((name, j) => {
     if (j % sparse) return;
     const [cx, cy] = [left + (j + 0.5) * side, top + tall * spec.rows.length + 12];
-    chart.append(spec.names ? text(cx + 3, cy - 6, String(name), { "text-anchor": "end", transform: `rotate(-60 ${cx + 3} ${cy - 6})` }) : text(cx, cy, String(name), { "text-anchor": "middle" }));
+    chart.append(
+      spec.names
+        ? text(cx + 3, cy - 6, String(name), { "text-anchor": "end", transform: `rotate(-60 ${cx + 3} ${cy - 6})` })
+        : text(cx, cy, String(name), { "text-anchor": "middle" }),
+    );
   });
-  if (spec.x) chart.append(text(left + (side * spec.columns.length) / 2, height - 4, spec.x, { "text-anchor": "middle", class: "axis" }));
+  if (spec.x)
+    chart.append(
+      text(left + (side * spec.columns.length) / 2, height - 4, spec.x, { "text-anchor": "middle", class: "axis" }),
+    );
   return chart;
 };
 
@@ -168,17 +268,25 @@ const FIGURES = {
       const banded = spec.series.some((s) => s.points.some((p) => p.length > 2));
       return {
         columns: ["series", spec.x, spec.y, ...(banded ? ["low", "high"] : [])],
-        rows: spec.series.flatMap((s) => s.points.map((p) => [s.name, ...p, ...(banded && p.length < 3 ? [null, null] : [])])),
+        rows: spec.series.flatMap((s) =>
+          s.points.map((p) => [s.name, ...p, ...(banded && p.length < 3 ? [null, null] : [])]),
+        ),
       };
     },
   },
   intervals: {
     draw: drawIntervals,
-    table: (spec) => ({ columns: ["name", spec.x, "low", "high"], rows: spec.rows.map((r) => [r.name, r.value, r.low ?? null, r.high ?? null]) }),
+    table: (spec) => ({
+      columns: ["name", spec.x, "low", "high"],
+      rows: spec.rows.map((r) => [r.name, r.value, r.low ?? null, r.high ?? null]),
+    }),
   },
   matrix: {
     draw: drawMatrix,
-    table: (spec) => ({ columns: ["", ...spec.columns.map(String)], rows: spec.rows.map((name, i) => [String(name), ...spec.values[i]]) }),
+    table: (spec) => ({
+      columns: ["", ...spec.columns.map(String)],
+      rows: spec.rows.map((name, i) => [String(name), ...spec.values[i]]),
+    }),
   },
   table: { draw: null, table: (spec) => spec },
 };

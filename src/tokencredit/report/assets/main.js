@@ -23,7 +23,14 @@ const recall = () => {
   view.marks = asked.get("marks") === "true";
   const named = asked.get("methods");
   const known = new Set(traces.flatMap(methodsOf));
-  view.methods = named === null ? [...DEFAULTS.methods] : named.split(",").map(decoded).filter((name) => known.has(name)).slice(0, MOST_PANES);
+  view.methods =
+    named === null
+      ? [...DEFAULTS.methods]
+      : named
+          .split(",")
+          .map(decoded)
+          .filter((name) => known.has(name))
+          .slice(0, MOST_PANES);
 };
 
 const decoded = (text) => {
@@ -34,7 +41,9 @@ const decoded = (text) => {
   }
 };
 
-const sources = () => [...new Set(traces.map((trace) => trace.source).filter((name) => name !== null && name !== undefined))];
+const sources = () => [
+  ...new Set(traces.map((trace) => trace.source).filter((name) => name !== null && name !== undefined)),
+];
 
 const control = (name) => document.getElementById(`control-${name}`);
 
@@ -73,7 +82,14 @@ const bindControls = () => {
 // j and k, n and p: next and previous trace; m: the next method; /: search.
 const onKey = (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-  const actions = { j: () => move(1), n: () => move(1), k: () => move(-1), p: () => move(-1), m: nextMethod, "/": () => control("query").focus() };
+  const actions = {
+    j: () => move(1),
+    n: () => move(1),
+    k: () => move(-1),
+    p: () => move(-1),
+    m: nextMethod,
+    "/": () => control("query").focus(),
+  };
   if (!Object.hasOwn(actions, event.key)) return;
   event.preventDefault();
   actions[event.key]();
@@ -91,11 +107,17 @@ const nextMethod = () => {
 const showGroups = () => {
   const nav = document.querySelector("nav ul");
   for (const group of page.groups) {
-    const section = html("section", { id: group.id, "aria-labelledby": `${group.id}-title` }, html("h2", { id: `${group.id}-title`, text: group.title }));
+    const section = html(
+      "section",
+      { id: group.id, "aria-labelledby": `${group.id}-title` },
+      html("h2", { id: `${group.id}-title`, text: group.title }),
+    );
     if (group.note) section.append(html("p", { class: "quiet", text: group.note }));
     section.append(html("div", { class: "figures" }, ...group.figures.map(figure)));
     document.getElementById("groups").append(section);
-    nav.append(html("li", {}, html("a", { href: `#${group.id}`, text: group.title, click: (event) => jump(event, section) })));
+    nav.append(
+      html("li", {}, html("a", { href: `#${group.id}`, text: group.title, click: (event) => jump(event, section) })),
+    );
   }
 };
 

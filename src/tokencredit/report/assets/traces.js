@@ -1,8 +1,19 @@
 // The traces: a list to choose from, the chosen one under up to three methods, and what is known of a token.
 
 const MOST_PANES = 3;
+const LONG = 2000;
 const TRUTH = "ground truth";
-const view = { trace: 0, methods: [], quantity: "advantages", token: 0, kind: "all", source: "all", sort: "order", query: "", marks: false };
+const view = {
+  trace: 0,
+  methods: [],
+  quantity: "advantages",
+  token: 0,
+  kind: "all",
+  source: "all",
+  sort: "order",
+  query: "",
+  marks: false,
+};
 const DEFAULTS = { ...view };
 let page;
 let traces = [];
@@ -20,8 +31,10 @@ const textOf = (trace) => (trace.text ??= `${trace.prompt}${trace.tokens.join(""
 const truthOf = (trace) => {
   if (trace.truth) return trace.truth;
   const { essential, first_error: error, step_index: step } = trace;
-  if (trace.correct && essential?.some((label) => label !== null)) return step.map((k) => (k >= 0 && essential[k] ? 1 : 0));
-  if (trace.correct === false && error !== null && error !== undefined) return trace.tokens.map((_, t) => (t === error ? -1 : 0));
+  if (trace.correct && essential?.some((label) => label !== null))
+    return step.map((k) => (k >= 0 && essential[k] ? 1 : 0));
+  if (trace.correct === false && error !== null && error !== undefined)
+    return trace.tokens.map((_, t) => (t === error ? -1 : 0));
   return null;
 };
 
@@ -43,7 +56,12 @@ const matching = () => {
   const query = view.query.toLowerCase();
   return traces
     .map((_, i) => i)
-    .filter((i) => KINDS[view.kind](traces[i]) && (view.source === "all" || traces[i].source === view.source) && (!query || textOf(traces[i]).includes(query)))
+    .filter(
+      (i) =>
+        KINDS[view.kind](traces[i]) &&
+        (view.source === "all" || traces[i].source === view.source) &&
+        (!query || textOf(traces[i]).includes(query)),
+    )
     .sort((a, b) => SORTS[view.sort](traces[a], traces[b]) || a - b);
 };
 
@@ -61,7 +79,13 @@ const showList = () => {
       return html(
         "li",
         {},
-        html("button", { type: "button", "data-trace": i, "aria-current": i === view.trace ? "true" : null, click: () => choose(i) }, html("b", { text: `${i + 1} ${visible(trace.source ?? "")}` }), html("span", { text: visible(trace.prompt).slice(0, 120) }), html("small", { text: about.filter(Boolean).join(" · ") })),
+        html(
+          "button",
+          { type: "button", "data-trace": i, "aria-current": i === view.trace ? "true" : null, click: () => choose(i) },
+          html("b", { text: `${i + 1} ${visible(trace.source ?? "")}` }),
+          html("span", { text: visible(trace.prompt).slice(0, 120) }),
+          html("small", { text: about.filter(Boolean).join(" · ") }),
+        ),
       );
     }),
   );
@@ -93,7 +117,11 @@ const move = (by) => {
 // Of a policy that a method trained, that method; else the first that tells tokens apart.
 const ownMethod = (trace) => {
   const names = methodsOf(trace);
-  return names.find((name) => name === trace.source) ?? names.find((name) => !constant(trace.credit[name].advantages)) ?? names[0];
+  return (
+    names.find((name) => name === trace.source) ??
+    names.find((name) => !constant(trace.credit[name].advantages)) ??
+    names[0]
+  );
 };
 const constant = (values) => values.every((v) => v === values[0]);
 
@@ -106,7 +134,15 @@ const shownMethods = (trace) => {
 const showTrace = () => {
   const trace = traces[view.trace];
   document.getElementById("prompt").textContent = visible(trace.prompt);
-  document.getElementById("about").textContent = [`trace ${view.trace + 1}`, trace.source, verdict(trace), `${lengthOf(trace)} tokens`].filter(Boolean).map(visible).join(" · ");
+  document.getElementById("about").textContent = [
+    `trace ${view.trace + 1}`,
+    trace.source,
+    verdict(trace),
+    `${lengthOf(trace)} tokens`,
+  ]
+    .filter(Boolean)
+    .map(visible)
+    .join(" · ");
   panes = shownMethods(trace).map((name) => paneOf(trace, name));
   document.getElementById("panes").replaceChildren(...panes.map((pane) => pane.figure));
   panes.forEach((pane) => shade(trace, pane));
@@ -118,12 +154,13 @@ const showTrace = () => {
 
 const paneOf = (trace, name) => {
   const body = html("div", {
-    class: "tokens",
+    class: lengthOf(trace) > LONG ? "tokens long" : "tokens",
     dir: "ltr",
     tabindex: "0",
     role: "group",
     "aria-label": `Completion under ${name}; left and right arrow keys go from token to token`,
-    pointerover: (event) => event.target.dataset.i !== undefined && showToken(Number(event.target.dataset.i), { announce: false }),
+    pointerover: (event) =>
+      event.target.dataset.i !== undefined && showToken(Number(event.target.dataset.i), { announce: false }),
     click: (event) => event.target.dataset.i !== undefined && pin(Number(event.target.dataset.i)),
     keydown: walk,
   });
@@ -141,7 +178,18 @@ const paneOf = (trace, name) => {
   });
   body.append(line);
   const scaleNote = html("small");
-  return { name, spans, body, scaleNote, figure: html("figure", { class: name === TRUTH ? "pane truth" : "pane" }, html("figcaption", {}, html("strong", { text: name }), " ", scaleNote), body) };
+  return {
+    name,
+    spans,
+    body,
+    scaleNote,
+    figure: html(
+      "figure",
+      { class: name === TRUTH ? "pane truth" : "pane" },
+      html("figcaption", {}, html("strong", { text: name }), " ", scaleNote),
+      body,
+    ),
+  };
 };
 
 // Classes, not styles: a page of thousands of tokens is shaded anew in one pass.
@@ -160,7 +208,9 @@ const shade = (trace, pane) => {
   const diagnostics = trace.credit[pane.name]?.diagnostics;
   pane.scaleNote.textContent =
     pane.name === TRUTH
-      ? trace.correct === false ? "where it first goes wrong" : "the steps that the answer rests on"
+      ? trace.correct === false
+        ? "where it first goes wrong"
+        : "the steps that the answer rests on"
       : `${sequential ? `weight, ${number(from)} to ${number(most)}` : `advantage, darkest ${number(largest)}`}${diagnostics ? ` · Gini ${number(diagnostics.gini, 1)} · effective ratio ${number(diagnostics.effective_ratio, 1)}` : ""}`;
 };
 
@@ -171,15 +221,25 @@ const marksOf = (trace) => {
     const starts = k >= 0 && (t === 0 || step[t - 1] !== k);
     return `${starts ? "starts " : ""}${k >= 0 && trace.essential?.[k] ? "essential " : ""}${t === trace.first_error ? "error " : ""}${t === trace.answer_start ? "answer " : ""}`;
   });
-  for (const [name, positions] of Object.entries(trace.peaks ?? {})) for (const t of positions) of[t] += `${name === "anchor" ? "anchor" : "preplan"} `;
+  for (const [name, positions] of Object.entries(trace.peaks ?? {}))
+    for (const t of positions) of[t] += `${name === "anchor" ? "anchor" : "preplan"} `;
   return of;
 };
 
 const showMethodButtons = (trace) => {
   const shown = shownMethods(trace);
-  document.getElementById("methods").replaceChildren(
-    ...methodsOf(trace).map((name) => html("button", { type: "button", "aria-pressed": String(shown.includes(name)), text: name, click: () => toggle(name) })),
-  );
+  document
+    .getElementById("methods")
+    .replaceChildren(
+      ...methodsOf(trace).map((name) =>
+        html("button", {
+          type: "button",
+          "aria-pressed": String(shown.includes(name)),
+          text: name,
+          click: () => toggle(name),
+        }),
+      ),
+    );
 };
 
 const toggle = (name) => {
@@ -195,23 +255,32 @@ const NAMES = { logprob: "log-prob", entropy: "entropy", waad: "WAAD", fai: "FAI
 const stepLabel = (trace, t) => {
   const k = trace.step_index ? trace.step_index[t] : -1;
   if (t === trace.first_error) return "first error";
-  if (k >= 0) return trace.essential && k in trace.essential ? { true: "essential", false: "redundant", null: "no label" }[trace.essential[k]] : "";
+  if (k >= 0)
+    return trace.essential && k in trace.essential
+      ? { true: "essential", false: "redundant", null: "no label" }[trace.essential[k]]
+      : "";
   return trace.answer_start >= 0 && t >= trace.answer_start ? "answer" : "";
 };
 
 const factsOf = (trace, t) => {
-  const facts = [["position", t], ["token", visible(trace.tokens[t])]];
+  const facts = [
+    ["position", t],
+    ["token", visible(trace.tokens[t])],
+  ];
   for (const name of shownMethods(trace)) {
     if (name === TRUTH) continue;
     const { weights, advantages } = trace.credit[name];
     if (weights) facts.push([`${name}: weight`, number(weights[t])]);
     facts.push([`${name}: advantage`, signed(advantages[t])]);
   }
-  for (const [name, label] of Object.entries(NAMES)) if (trace.signals?.[name]) facts.push([label, number(trace.signals[name][t])]);
+  for (const [name, label] of Object.entries(NAMES))
+    if (trace.signals?.[name]) facts.push([label, number(trace.signals[name][t])]);
   if (trace.advantage) facts.push(["Monte-Carlo advantage", signed(trace.advantage[t])]);
   const k = trace.step_index ? trace.step_index[t] : -1;
   if (k >= 0) facts.push(["step", k]);
-  const peaks = Object.entries(trace.peaks ?? {}).filter(([, at]) => at.includes(t)).map(([name]) => name);
+  const peaks = Object.entries(trace.peaks ?? {})
+    .filter(([, at]) => at.includes(t))
+    .map(([name]) => name);
   const label = [stepLabel(trace, t), ...peaks].filter(Boolean).join(", ");
   if (label) facts.push(["label", label]);
   return facts;
@@ -226,7 +295,9 @@ const showToken = (t, { announce }) => {
   }
   view.token = t;
   const facts = factsOf(trace, t);
-  document.getElementById("token").replaceChildren(...facts.flatMap(([name, value]) => [html("dt", { text: name }), html("dd", { text: value })]));
+  document
+    .getElementById("token")
+    .replaceChildren(...facts.flatMap(([name, value]) => [html("dt", { text: name }), html("dd", { text: value })]));
   if (announce) say(facts.map(([name, value]) => `${name} ${value}`).join(", "));
 };
 
@@ -248,37 +319,82 @@ const walk = (event) => {
 const showBehind = (trace) => {
   const behind = document.getElementById("behind");
   const marks = [];
-  trace.tokens.forEach((token, t) => token.includes("<think>") && marks.push({ at: t, name: "<think>", kind: "think" }));
+  trace.tokens.forEach(
+    (token, t) => token.includes("<think>") && marks.push({ at: t, name: "<think>", kind: "think" }),
+  );
   if (trace.answer_start > 0) marks.push({ at: trace.answer_start - 0.5, name: "</think>", kind: "think" });
   if (typeof trace.first_error === "number") marks.push({ at: trace.first_error, name: "first error", kind: "wrong" });
   const curve = (title, y, series, extra = {}) =>
-    figure({ kind: "lines", title, x: "token", y, height: 150, marks, series: series.map(([name, values]) => ({ name, points: values.map((v, t) => [t, v]) })), ...extra });
+    figure({
+      kind: "lines",
+      title,
+      x: "token",
+      y,
+      height: 150,
+      marks,
+      series: series.map(([name, values]) => ({ name, points: values.map((v, t) => [t, v]) })),
+      ...extra,
+    });
   const shown = shownMethods(trace).filter((name) => name !== TRUTH);
-  const figures = [curve(view.quantity === "weights" ? "Weight over the trace" : "Advantage over the trace", view.quantity.replace(/s$/, ""), shown.map((name) => [name, valuesOf(trace, name)]))];
-  for (const [name, label] of Object.entries(NAMES)) if (trace.signals?.[name]) figures.push(curve(label, label, [[label, trace.signals[name]]]));
+  const figures = [
+    curve(
+      view.quantity === "weights" ? "Weight over the trace" : "Advantage over the trace",
+      view.quantity.replace(/s$/, ""),
+      shown.map((name) => [name, valuesOf(trace, name)]),
+    ),
+  ];
+  for (const [name, label] of Object.entries(NAMES))
+    if (trace.signals?.[name]) figures.push(curve(label, label, [[label, trace.signals[name]]]));
   if (trace.attention) {
     const { layer, rows, columns, values } = trace.attention;
     figures.push(
-      figure({ kind: "matrix", title: `What the answer attends to (layer ${layer}, mean of its heads)`, note: "Rows are answer tokens, columns the reasoning.", rows: rows.map((t) => `${t} ${visible(trace.tokens[t]).trim().slice(0, 8)}`), columns, values, x: "token" }),
+      figure({
+        kind: "matrix",
+        title: `What the answer attends to (layer ${layer}, mean of its heads)`,
+        note: "Rows are answer tokens, columns the reasoning.",
+        rows: rows.map((t) => `${t} ${visible(trace.tokens[t]).trim().slice(0, 8)}`),
+        columns,
+        values,
+        x: "token",
+      }),
     );
   }
   const few = tokenTable(trace, endsOf(trace));
   figures.push(
-    html("figure", { class: "figure table" }, html("figcaption", {}, html("strong", { text: "First ten, around </think>, last ten" })), tableOf(few, "Tokens with their credit"), copyButton("Copy all tokens as CSV", () => csv(tokenTable(trace)))),
+    html(
+      "figure",
+      { class: "figure table" },
+      html("figcaption", {}, html("strong", { text: "First ten, around </think>, last ten" })),
+      tableOf(few, "Tokens with their credit"),
+      copyButton("Copy all tokens as CSV", () => csv(tokenTable(trace))),
+    ),
   );
   behind.replaceChildren(...figures);
 };
 
 const tokenTable = (trace, positions = trace.tokens.map((_, t) => t)) => {
   const shown = shownMethods(trace).filter((name) => name !== TRUTH);
-  const series = shown.flatMap((name) => [...(trace.credit[name].weights ? [[`${name} weight`, trace.credit[name].weights]] : []), [`${name} advantage`, trace.credit[name].advantages]]);
-  return { columns: ["position", "token", ...series.map(([name]) => name), "label"], rows: positions.map((t) => [t, visible(trace.tokens[t]), ...series.map(([, values]) => values[t]), stepLabel(trace, t)]) };
+  const series = shown.flatMap((name) => [
+    ...(trace.credit[name].weights ? [[`${name} weight`, trace.credit[name].weights]] : []),
+    [`${name} advantage`, trace.credit[name].advantages],
+  ]);
+  return {
+    columns: ["position", "token", ...series.map(([name]) => name), "label"],
+    rows: positions.map((t) => [
+      t,
+      visible(trace.tokens[t]),
+      ...series.map(([, values]) => values[t]),
+      stepLabel(trace, t),
+    ]),
+  };
 };
 
 // The table of ATPO's paper.
 const endsOf = (trace) => {
   const n = lengthOf(trace);
   const a = trace.answer_start ?? -1;
-  const wanted = trace.tokens.map((_, t) => t).filter((t) => t < 10 || t >= n - 10 || (a >= 0 && Math.abs(t - a + 0.5) < 5.5));
+  const wanted = trace.tokens
+    .map((_, t) => t)
+    .filter((t) => t < 10 || t >= n - 10 || (a >= 0 && Math.abs(t - a + 0.5) < 5.5));
   return wanted;
 };

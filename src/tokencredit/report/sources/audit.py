@@ -10,6 +10,7 @@ from typing import Any
 from tokencredit.report import figures
 from tokencredit.report.figures import Figure
 from tokencredit.report.page import Page
+from tokencredit.testbed.arms import KEY_FOCUS_HEADS
 
 TITLES = {
     "essential_auroc": "Essential steps, AUROC",
@@ -55,6 +56,8 @@ def _group(name: str, policy: dict[str, Any]) -> Figure:
     shown = [measure for measure in TITLES if any(measure in row["scores"] for row in policy["rows"])]
     charts = [_leaderboard(measure, policy["rows"]) for measure in shown]
     charts.append(_agreement(policy["agreement"]))
+    if policy.get("heads"):
+        charts.append(figures.head_map(policy["heads"], KEY_FOCUS_HEADS))
     if "values" in policy:
         charts.append(_ceilings(policy["values"]))
     note = (

@@ -7,9 +7,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from scipy.stats import binomtest
+
 from tokencredit.report import figures
 from tokencredit.report.figures import Figure
 from tokencredit.report.page import Page, evenly
+from tokencredit.testbed.arms import KEY_FOCUS_HEADS
 from tokencredit.testbed.runs import RunFolder
 
 CURVES = {
@@ -33,6 +36,9 @@ def quickstart_page(run: Path) -> Page:
         raise ValueError(f"{run} has no finished method to report on")
     metrics = [row for row in folder.rows("metrics") if row["method"] in results["methods"]]
     budget = config["budget"]
+    groups = [_accuracy(results), _training(results, metrics), _cost(results, metrics)]
+    if "heads" in results:
+        groups.append(figures.group("heads", "Heads", [figures.head_map(results["heads"], KEY_FOCUS_HEADS)]))
     return Page(
         title=f"Where the credit went: {config['task']}",
         facts=[
@@ -44,7 +50,7 @@ def quickstart_page(run: Path) -> Page:
             ("methods", ", ".join(results["methods"])),
         ],
         traces=evenly(sorted(folder.rows("traces"), key=lambda row: row["source"] == "uniform"), "source"),
-        groups=[_accuracy(results), _training(results, metrics), _cost(results, metrics)],
+        groups=groups,
     )
 
 
@@ -76,10 +82,20 @@ def _training(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
             if key in row:
                 series[row["method"]].append([row["step"], row[key]])
         if key == "accuracy":
-            series = {name: [[0, results["before"]["greedy"]["value"]], *points] for name, points in series.items()}
+            series = {name: _with_intervals(results["before"]["greedy"], points) for name, points in series.items()}
         if any(series.values()):
             charts.append(figures.lines(title, "GRPO step", y, series))
     return figures.group("training", "Training", charts)
+
+
+def _with_intervals(before: dict[str, Any], points: list[list[float]]) -> list[list[float]]:
+    count = before["count"]
+    found = [(step, accuracy, binomtest(round(accuracy * count), count)) for step, accuracy in points]
+    intervals = [(step, a, test.proportion_ci(0.95, method="wilson")) for step, a, test in found]
+    return [
+        [0, before["value"], before["low"], before["high"]],
+        *([step, accuracy, float(ci.low), float(ci.high)] for step, accuracy, ci in intervals),
+    ]
 
 
 def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
@@ -104,5 +120,5 @@ def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
         "Seconds are spent on credit, a step."
     )
     return figures.group(
-        "cost", "Does the credit discriminate, and what does it cost?", [figures.table("", columns, rows)], note
+        "cost", "The credit and its cost", [figures.table("", columns, rows)], note
     )
