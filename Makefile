@@ -30,6 +30,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/signals.py $(ARGS)
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/report.py
 
 # docs/results.md, from the kept results.
 results: $(READY)

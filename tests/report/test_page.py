@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from random import Random
 
 import pytest
-from report_rows import row, wrong
+from report_rows import credit, row, wrong
 
 from tokencredit.report import figures
-from tokencredit.report.page import MOST_TRACES, Page, evenly, write_page
+from tokencredit.report.page import MOST_TRACES, Page, write_page
 
 
 def tokens(tab, pane):
@@ -379,12 +380,29 @@ def test_it_says_when_it_cannot_be_drawn(visit, tmp_path):
 def test_of_many_traces_an_even_share_is_kept_and_the_page_says_so(visit):
     dull = {"uniform": {**row()["credit"]["uniform"], "advantages": [0.0] * 5}}
     many = [row(source=s, credit=dull if i < 50 else row()["credit"]) for s in ("a", "b") for i in range(400)]
-    kept = evenly(many, "source")
+    kept = Page("t", [], many, []).as_json()["traces"]
     assert [r["source"] for r in kept] == ["a"] * (MOST_TRACES // 2) + ["b"] * (MOST_TRACES // 2)
     assert not any(r["credit"] is dull for r in kept)
     tab = visit(traces=many)
     assert "200 of 800 traces" in tab.locator("#traces > p").text_content()
     assert len(listed(tab)) == MOST_TRACES
+
+
+def test_a_page_of_long_traces_stays_below_three_megabytes(tmp_path):
+    rng = Random(0)
+
+    def noise():
+        return [float(f"{rng.random():.4g}") for _ in range(4000)]
+
+    long = [
+        row(tokens=["a"] * 4000, signals={"entropy": noise()}, credit={"atpo": credit(noise())}) for _ in range(100)
+    ]
+    page = write_page(Page("t", [], long, []), tmp_path)
+    kept = len(json.loads((tmp_path / "report.json").read_text())["traces"])
+    assert 20 < kept < 100
+    assert 2_000_000 < page.stat().st_size < 3_000_000
+    assert f"These are {kept} of 100 traces" in page.read_text()
+    assert len(Page("t", [], [row(tokens=["a"] * 100_000)], []).as_json()["traces"]) == 1
 
 
 def test_nan_is_refused(tmp_path):

@@ -10,10 +10,11 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from markupsafe import Markup
 from tokencredit.report.figures import Figure
 from tokencredit.testbed.files import write_text
 
-MOST_TRACES = 200
+MOST_TRACES, MOST_BYTES = 200, 2_100_000
+"""Of a page; bytes are compressed, and a third more in base64, so that a page stays below 3 MB."""
 _SCRIPTS = ("data.js", "figures.js", "traces.js", "export.js", "main.js")
 
 
@@ -43,12 +45,13 @@ class Page:
     groups: Sequence[Figure]
 
     def as_json(self) -> dict[str, Any]:
+        kept = _kept(self.traces)
         return {
             "title": self.title,
             "version": version("tokencredit"),
             "facts": [list(fact) for fact in self.facts],
-            "traces": list(self.traces[:MOST_TRACES]),
-            "traces_note": _note(len(self.traces)),
+            "traces": kept,
+            "traces_note": _note(len(kept), len(self.traces)),
             "groups": list(self.groups),
         }
 
@@ -89,22 +92,26 @@ def _inline(text: str) -> dict[str, str]:
     return {"text": Markup(text), "digest": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
 
 
-def _note(count: int) -> str:
-    told = "Each token is shaded by its credit; choose it to see its numbers."
-    return told if count <= MOST_TRACES else f"{told} These are {MOST_TRACES} of {count:,} traces."
-
-
-def evenly(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """At most `MOST_TRACES` rows, as many of each value of `key` as can be, in their order.
-
-    Those that got any credit go first.
-    """
-    kinds: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        kinds.setdefault(row.get(key), []).append(row)
-    share = MOST_TRACES // max(1, len(kinds))
-    return [row for of_kind in kinds.values() for row in sorted(of_kind, key=_uncredited)[:share]]
+def _kept(traces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many traces as a page holds, from each source in turn, in their order. Those with any credit go first."""
+    sources: dict[Any, list[int]] = {}
+    for i, trace in enumerate(traces):
+        sources.setdefault(trace.get("source"), []).append(i)
+    queues = [sorted(rows, key=lambda i: _uncredited(traces[i])) for rows in sources.values()]
+    chosen: list[int] = []
+    size = 0
+    for i in (i for turn in zip_longest(*queues) for i in turn if i is not None):
+        size += len(gzip.compress(json.dumps(traces[i]).encode(), 1))
+        if chosen and (len(chosen) == MOST_TRACES or size > MOST_BYTES):
+            break
+        chosen.append(i)
+    return [traces[i] for i in sorted(chosen)]
 
 
 def _uncredited(row: dict[str, Any]) -> bool:
     return not any(any(credit["advantages"]) for credit in row["credit"].values())
+
+
+def _note(kept: int, count: int) -> str:
+    told = "Each token is shaded by its credit; choose it to see its numbers."
+    return told if kept == count else f"{told} These are {kept} of {count:,} traces: a page holds no more."

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from tokencredit.report.page import Page, write_page
-from tokencredit.report.sources.audit import audit_page
-from tokencredit.report.sources.compare import compare_page
-from tokencredit.report.sources.quickstart import quickstart_page
-from tokencredit.report.sources.score import score_page
+from tokencredit.report.page import write_page
 
-_PAGES: dict[str, Callable[[Path], Page]] = {
-    "quickstart": quickstart_page,
-    "audit": audit_page,
-    "compare": compare_page,
-    "score": score_page,
-}
+COMMANDS = ("quickstart", "audit", "compare", "score")
+"""Those that leave a report: each has a module in `report.sources`, imported when it is needed, with its extra's
+packages."""
 
 
 def write_report(run: Path) -> Path:
@@ -26,7 +19,8 @@ def write_report(run: Path) -> Path:
     Raises:
         ValueError: `run` is not a folder of a command that has a report, or nothing in it is finished.
     """
-    return write_page(_PAGES[_command(run)](run), run)
+    source = import_module(f"tokencredit.report.sources.{_command(run)}")
+    return write_page(source.page_of(run), run)
 
 
 def _command(run: Path) -> str:
@@ -38,6 +32,6 @@ def _command(run: Path) -> str:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file} is broken: {error}") from None
             command = content.get("config", content).get("command") if isinstance(content, dict) else None
-            if command in _PAGES:
+            if command in COMMANDS:
                 return command
-    raise ValueError(f"{run} is not a run folder of tokencredit {', '.join(_PAGES)}")
+    raise ValueError(f"{run} is not a run folder of tokencredit {', '.join(COMMANDS)}")

@@ -38,7 +38,7 @@ _CHANCE = {
 _FROM_OWN_VALUES = (", shuffled", ", by token")
 
 
-def audit_page(run: Path) -> Page:
+def page_of(run: Path) -> Page:
     found = json.loads((run / "audit.json").read_text("utf-8"))
     config, policies = found["config"], found["policies"]
     facts = [("command", "audit")]

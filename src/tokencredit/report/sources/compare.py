@@ -14,7 +14,7 @@ from tokencredit.report.sources.quickstart import CURVES
 from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summarise
 
 
-def compare_page(run: Path) -> Page:
+def page_of(run: Path) -> Page:
     """
     Raises:
         ValueError: the sweep is not finished.

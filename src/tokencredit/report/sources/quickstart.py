@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from tokencredit.report import figures
 from tokencredit.report.figures import Figure
-from tokencredit.report.page import Page, evenly
+from tokencredit.report.page import Page
 from tokencredit.testbed.arms import KEY_FOCUS_HEADS
 from tokencredit.testbed.runs import RunFolder
 
@@ -25,7 +25,7 @@ CURVES = {
 _DIAGNOSTICS = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer", "seconds")
 
 
-def quickstart_page(run: Path) -> Page:
+def page_of(run: Path) -> Page:
     """
     Raises:
         ValueError: no method of the run is finished.
@@ -49,7 +49,7 @@ def quickstart_page(run: Path) -> Page:
             ("completions a step", str(budget["prompts"] * budget["group_size"])),
             ("methods", ", ".join(results["methods"])),
         ],
-        traces=evenly(sorted(folder.rows("traces"), key=lambda row: row["source"] == "uniform"), "source"),
+        traces=sorted(folder.rows("traces"), key=lambda row: row["source"] == "uniform"),
         groups=groups,
     )
 
@@ -119,6 +119,4 @@ def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
         "completions whose credit is as good as uniform (Gini below 0.02) or held by few tokens (ratio below 0.1). "
         "Seconds are spent on credit, a step."
     )
-    return figures.group(
-        "cost", "The credit and its cost", [figures.table("", columns, rows)], note
-    )
+    return figures.group("cost", "The credit and its cost", [figures.table("", columns, rows)], note)

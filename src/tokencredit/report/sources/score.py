@@ -8,13 +8,13 @@ from statistics import mean
 from typing import Any
 
 from tokencredit.report import figures
-from tokencredit.report.page import Page, evenly
+from tokencredit.report.page import Page
 
 CONFIG, ROWS = "config.json", "scores.jsonl"
 _SHOWN = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
 
 
-def score_page(run: Path) -> Page:
+def page_of(run: Path) -> Page:
     config = json.loads((run / CONFIG).read_text("utf-8"))
     rows = [json.loads(line) for line in (run / ROWS).read_text("utf-8").splitlines()]
     return Page(
@@ -25,7 +25,7 @@ def score_page(run: Path) -> Page:
             ("traces", f"{len(rows)}, {sum(len(row['tokens']) for row in rows):,} tokens"),
             ("advantages", config["advantages"]),
         ],
-        traces=evenly(rows, "source"),
+        traces=rows,
         groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
     )
 
