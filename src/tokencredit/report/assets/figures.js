@@ -98,22 +98,24 @@ const scale = (from, to) => (v) => to[0] + ((v - from[0]) / (from[1] - from[0]))
 const text = (x, y, said, attributes = {}) => svg("text", { x, y, ...attributes, text: said });
 const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
-const drawLines = (spec, width, hidden) => {
-  const height = spec.height ?? 230;
-  const shown = spec.series.filter((_, i) => !hidden.has(i));
-  const [x0, x1] = extent(shown.flatMap((s) => s.points.map((p) => p[0])));
-  let [y0, y1] = extent(shown.flatMap((s) => s.points.flatMap((p) => p.slice(1))));
-  [y0, y1] = [spec.low ?? y0, spec.high ?? y1];
-  const x = scale([x0, x1], [46, width - 12]);
-  const top = spec.marks?.length ? 32 : 10;
-  const y = scale([y0, y1], [height - 34, top]);
-  const chart = svg("svg", {
+const canvasOf = (spec, width, height) =>
+  svg("svg", {
     viewBox: `0 0 ${width} ${height}`,
     width,
     height,
     role: "img",
     "aria-label": `${spec.title}. The table below has the numbers.`,
   });
+
+const drawLines = (spec, width, hidden) => {
+  const height = spec.height ?? 230;
+  const shown = spec.series.filter((_, i) => !hidden.has(i));
+  const [x0, x1] = extent(shown.flatMap((s) => s.points.map((p) => p[0])));
+  const [y0, y1] = extent(shown.flatMap((s) => s.points.flatMap((p) => p.slice(1))));
+  const x = scale([x0, x1], [46, width - 12]);
+  const top = spec.marks?.length ? 32 : 10;
+  const y = scale([y0, y1], [height - 34, top]);
+  const chart = canvasOf(spec, width, height);
   for (const tick of ticks(y0, y1, 4)) {
     chart.append(
       svg("line", { class: "grid", x1: 46, x2: width - 12, y1: y(tick), y2: y(tick) }),
@@ -161,13 +163,7 @@ const drawIntervals = (spec, width) => {
   const height = spec.rows.length * step + 34;
   const [x0, x1] = extent([spec.reference, ...spec.rows.flatMap((row) => [row.value, row.low, row.high])]);
   const x = scale([x0, x1], [left + 16, width - 14]);
-  const chart = svg("svg", {
-    viewBox: `0 0 ${width} ${height}`,
-    width,
-    height,
-    role: "img",
-    "aria-label": `${spec.title}. The table below has the numbers.`,
-  });
+  const chart = canvasOf(spec, width, height);
   for (const tick of ticks(x0, x1, Math.max(2, (width - left) / 80))) {
     chart.append(
       svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: 4, y2: height - 30 }),
@@ -210,13 +206,7 @@ const drawMatrix = (spec, width) => {
   const side = Math.max(3, Math.min(spec.names ? 30 : 22, (width - left - 10) / spec.columns.length));
   const tall = spec.names ? side : Math.max(side, 8);
   const height = top + tall * spec.rows.length + bottom;
-  const chart = svg("svg", {
-    viewBox: `0 0 ${width} ${height}`,
-    width,
-    height,
-    role: "img",
-    "aria-label": `${spec.title}. The table below has the numbers.`,
-  });
+  const chart = canvasOf(spec, width, height);
   const largest = spec.high ?? Math.max(1e-12, ...spec.values.flat().map((v) => Math.abs(v ?? 0)));
   spec.values.forEach((row, i) =>
     row.forEach((value, j) => {
