@@ -19,7 +19,7 @@ from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summ
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
-CONTROLS = ("later", "earlier", "step length", "oracle")
+CONTROLS = ("later", "earlier", "step length", "replacement effect", "oracle")
 
 
 def add(run: Path) -> Path:
@@ -73,7 +73,7 @@ class Audits:
     def table(self, task: str, policy: str, measures: dict[str, str]) -> str:
         """A row a credit, methods first; a column a measure, under its title."""
         rows = self._found[task]["policies"][policy]["rows"]
-        names = [row["name"] for row in rows if row["kind"] == "method"] + list(CONTROLS)
+        names = [row["name"] for row in rows if row["kind"] == "method" or row["name"] in CONTROLS]
         shown = {m: title for m, title in measures.items() if any(m in row["scores"] for row in rows)}
         lines = ["| credit | " + " | ".join(shown.values()) + " |", "|---" * (1 + len(shown)) + "|"]
         lines += [

@@ -38,7 +38,15 @@ def test_the_testbed(tmp_path, monkeypatch):
     assert found["policies"].keys() == {"before RL", "after RL", "after RL, LoRA"}
     assert found["policies"]["before RL"]["left_out"].keys() == {"arca"}
     names = [row["name"] for row in found["policies"]["after RL, LoRA"]["rows"]]
-    assert {"uniform", "atpo:floor=0.25,layers=1", "arca", "arca, shuffled", "later", "oracle"} <= set(names)
+    assert {
+        "uniform",
+        "atpo:floor=0.25,layers=1",
+        "arca",
+        "arca, shuffled",
+        "later",
+        "replacement effect",
+        "oracle",
+    } <= set(names)
     assert "first error" in result.output
     assert (tmp_path / "out" / "report.html").is_file()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from tokencredit.audit.controls import oracle
 from tokencredit.labelled import padded_right
 from tokencredit.padding import padded_left
 from tokencredit.testbed import audited as module
+from tokencredit.testbed.audit import _counterfactual
 from tokencredit.testbed.audited import estimated, result_tokens, sample_audited
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.problems import generate_problems
@@ -75,8 +77,9 @@ def test_result_tokens():
 def test_only_some_completions_are_estimated(taught):
     _, audited = taught
     policy = build_policy(PolicySize(width=32, layers=1, heads=2, kv_heads=1, feed_forward=48))
-    found, estimate = estimated(audited, policy, TOKENIZER, GATHER, completions=2, samples=2)
-    assert len(estimate.mask) == 4
+    found, (chosen, estimate) = estimated(audited, policy, TOKENIZER, GATHER, completions=2, samples=2)
+    assert len(estimate.mask) == len(chosen) == 4
+    assert not found.truth.effect[[i for i in range(len(audited.problems)) if i not in chosen.tolist()]].any()
     with_values = (found.truth.advantage != 0).any(1)
     # An untrained policy goes wrong from any prefix: only what a correct completion ends with is worth anything.
     assert with_values.sum() == 2
@@ -105,3 +108,9 @@ def test_hops_are_told_apart(monkeypatch):
     scores = audit({"c": only_read}, audited.rollouts, audited.truth).row("c").scores
     assert scores["step_ranking_direct"].estimate.value == 1
     assert scores["step_ranking_indirect"].estimate.value == 0.5
+    both = torch.where(audited.truth.step_index % 2 == 1, 1.0, 0.0)
+    row = _counterfactual(audited.rollouts, replace(audited.truth, effect=both), seed=0)
+    assert row["kind"] == "control"
+    assert "replacement" not in row["scores"], "it would be compared with itself"
+    for measure in ("step_ranking_direct", "step_ranking_indirect", "essential_auroc"):
+        assert row["scores"][measure]["estimate"]["value"] == 1

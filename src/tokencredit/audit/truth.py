@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class Truth:
     effect: Tensor | None = None
     indirect: Tensor | None = None
     form: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Truth:
+        """The truth about the completions that `index` numbers."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return Truth(**{name: value[index] for name, value in known.items()})
 
     def check(self, rollouts: Rollouts) -> None:
         """Raise a ValueError where the truth is about other rollouts, or is NaN."""

@@ -14,11 +14,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
+from tokencredit.audit.audit import audit
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, NoiseCeiling, noise_ceilings
 from tokencredit.audit.policies import audit_policy
+from tokencredit.audit.truth import Truth
 from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method, method
 from tokencredit.methods.specs import check_specs, sketch
+from tokencredit.rollouts import Rollouts
 from tokencredit.testbed.arms import ALL_ARMS, build_arm, heads_in_words
 from tokencredit.testbed.audited import estimated, sample_audited
 from tokencredit.testbed.evaluate import evaluate
@@ -33,6 +36,7 @@ from tokencredit.testbed.warmup import WarmUp, cache_folder, fingerprint, warmed
 
 TRAINING_PROBLEMS = 4000
 POLICIES = ("before RL", "after RL", "after RL, LoRA")
+COUNTERFACTUAL = "replacement effect"
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _audited(
     held_out = generate_problems(chosen, asked.evaluation_problems, held_out=True, seed=asked.seed)
     asked_of, seed = held_out[: asked.problems], asked.seed
     audited = sample_audited(policy, tokenizer, chosen, asked_of, group_size=asked.group_size, seed=seed)
-    audited, estimate = estimated(
+    audited, (rows, estimate) = estimated(
         audited,
         policy,
         tokenizer,
@@ -122,12 +126,25 @@ def _audited(
         on_progress=on_progress,
     )
     rollouts, truth = audited.rollouts, audited.truth
+    found = audit_policy(policy, tokenizer, methods, rollouts, truth, reward_model=scorer, seed=seed)
+    found["rows"].append(_counterfactual(rollouts.rows(rows), truth.rows(rows), seed))
     return {
         "accuracy": asdict(evaluate(policy, tokenizer, chosen, held_out, seed=seed)),
         "tokens": float(rollouts.lengths.double().mean()),
         "values": _values_as_json(estimate),
-        **audit_policy(policy, tokenizer, methods, rollouts, truth, reward_model=scorer, seed=seed),
+        **found,
     }
+
+
+def _counterfactual(rollouts: Rollouts, truth: Truth, seed: int) -> dict[str, Any]:
+    """The row of the replacement effect itself as credit, a control that knows what each token does, where it is known.
+
+    Attention sees a step that the answer reads; the effect sees one that only other steps rest on, too.
+    """
+    assert truth.effect is not None
+    (row, *_) = audit({COUNTERFACTUAL: truth.effect}, rollouts, truth, seed=seed).as_json()["rows"]
+    row["scores"].pop("replacement", None)
+    return {**row, "kind": "control"}
 
 
 def _policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ class Audited:
     rollouts: Rollouts
     problems: list[Problem]
     truth: Truth
+
+
+class Estimated(NamedTuple):
+    """`chosen`: (R,) long, the completions whose values were estimated. `advantage`: theirs, (R, T)."""
+
+    chosen: Tensor
+    advantage: MonteCarloAdvantage
 
 
 def sample_audited(
@@ -110,10 +117,10 @@ def estimated(
     samples: int = 16,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Audited, MonteCarloAdvantage]:
+) -> tuple[Audited, Estimated]:
     """With Monte-Carlo advantages and replacement effects of some correct completions and as many wrong ones.
 
-    The others have neither, and no measure counts them there. Returned besides: the estimate for the chosen ones.
+    The others have neither, and no measure counts them there.
     """
     correct = audited.truth.correct
     generator = torch.Generator().manual_seed(seed)
@@ -135,7 +142,8 @@ def estimated(
     effect = replacement_effect(policy, part, success, **asked)
     advantage, effects = (torch.zeros(audited.rollouts.completion_mask.shape) for _ in range(2))
     advantage[chosen], effects[chosen] = estimate.advantage, effect
-    return replace(audited, truth=replace(audited.truth, advantage=advantage, effect=effects)), estimate
+    found = replace(audited, truth=replace(audited.truth, advantage=advantage, effect=effects))
+    return found, Estimated(chosen, estimate)
 
 
 def _drawn(among: Tensor, count: int, generator: torch.Generator) -> Tensor:
