@@ -10,12 +10,16 @@ from conftest import make_rollouts
 
 import tokencredit as tc
 from tokencredit.credit import additive, multiplicative
-from tokencredit.shading import MOST_COMPLETIONS, visible
+from tokencredit.shading import MOST_COMPLETIONS, MOST_LETTERS, MOST_TOKENS, shaded_html, visible
 from tokencredit.testbed.policy import build_tokenizer
 
 
 def spans(html):
-    found = re.findall(r'<span title="([^"]*)" style="background:rgba\(([\d,]+),([\d.]+)\)">(.*?)</span>', html, re.S)
+    found = re.findall(
+        r'<span title="([^"]*)" style="unicode-bidi:isolate;background:rgba\(([\d,]+),([\d.]+)\)">(.*?)</span>',
+        html,
+        re.S,
+    )
     return [(title, colour, float(alpha), text) for title, colour, alpha, text in found]
 
 
@@ -41,6 +45,18 @@ def test_credit_alone_is_strips_of_cells():
     assert "weight" not in html
 
 
+def test_what_is_left_out_is_said():
+    html = shaded_html(torch.ones(1, MOST_TOKENS + 5), None, [["x" * 1000] + ["a"] * (MOST_TOKENS + 4)])
+    assert "… 5 more tokens" in html
+    assert f"{'x' * MOST_LETTERS}… (1,000 characters)" in html
+    assert len(spans(html)) == MOST_TOKENS
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        shaded_html(torch.tensor([[float("nan")]]), None)
+
+
 def test_other_rollouts_are_refused():
     credit = additive(make_rollouts(), torch.ones(4), torch.zeros(4, 12))
     with pytest.raises(ValueError, match="not of rollouts"):
@@ -49,7 +65,15 @@ def test_other_rollouts_are_refused():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("a+é🙂 ", "a+é🙂 "), ("\n", "⏎\n"), ("\u202egnp", "⟨U+202E⟩gnp"), ("\ud83d", "⟨U+D83D⟩"), ("\x00", "⟨U+0000⟩")],
+    [
+        ("a+é🙂 ", "a+é🙂 "),
+        ("\n", "⏎\n"),
+        ("\u202egnp", "⟨U+202E⟩gnp"),
+        ("\ud83d", "⟨U+D83D⟩"),
+        ("\x00", "⟨U+0000⟩"),
+        ("\u3164", "⟨U+3164⟩"),
+        ("\u0301a", "◌\u0301a"),
+    ],
 )
 def test_visible(text, shown):
     assert visible(text) == shown

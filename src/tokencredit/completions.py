@@ -10,21 +10,21 @@ which go through the tokenizer's chat template; `correct` and `reward` may be le
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tokencredit.labelled import padded_right, prompt_ids, read_rows, rollouts_of
+from tokencredit.labelled import padded_right, prompt_ids, read_lines, read_rows, rollouts_of
 from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.steps import Splitter, mark_spans
 
 
 class Completions(NamedTuple):
-    """`labels`: of each completion `essential`, a label a step, and `first_error`, a token; empty where unknown."""
+    """`labels`: of each completion `correct` and `reward`, null where the file does not say, and in the layout with
+    steps `essential`, a label a step, and `first_error`, a token."""
 
     rollouts: Rollouts
     labels: list[dict[str, Any]]
@@ -33,69 +33,80 @@ class Completions(NamedTuple):
 def load_completions(
     path: Path, tokenizer: Any, splitter: str | Splitter = "phrases", *, end_of_reasoning: str = "</think>"
 ) -> Completions:
-    """Completions of the same prompt are a group.
+    """Completions of the same prompt are a group. The rollouts have `correct` or `rewards` only where all rows do.
 
     Raises:
         ValueError: a line is broken (its number is named), the file mixes the layouts, or there is no completion.
     """
-    with path.open(encoding="utf-8") as lines:
-        plain = '"completion"' in next((line for line in lines if line.strip()), "")
-    if plain:
-        marked = mark_spans(_plain(path, tokenizer), tokenizer, splitter, end_of_reasoning=end_of_reasoning)
-        return Completions(_grouped(marked), [{} for _ in range(len(marked))])
-    rows = read_rows(path, tokenizer)
-    rollouts = rollouts_of(rows)
-    if all(row.correct is not None for row in rows):
-        rollouts = replace(rollouts, correct=torch.tensor([row.correct for row in rows]))
-    labels = [
-        {
-            "essential": row.essential,
-            "first_error": None if row.first_error is None else row.part.index(row.first_error),
-        }
-        for row in rows
-    ]
-    return Completions(_grouped(rollouts), labels)
-
-
-def _plain(path: Path, tokenizer: Any) -> Rollouts:
-    prompts, completions, correct, rewards = [], [], [], []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = _checked(json.loads(line))
-                prompts.append(prompt_ids(record["prompt"], tokenizer))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            completions.append(list(tokenizer(record["completion"], add_special_tokens=False).input_ids))
-            correct.append(record.get("correct"))
-            rewards.append(record.get("reward"))
-    ids, mask = padded_left(prompts, 0)
-    return Rollouts(
-        prompt_ids=ids,
-        prompt_mask=mask,
-        completion_ids=padded_right(completions, 0),
-        completion_mask=padded_right([[True] * len(c) for c in completions], False),
+    if _is_plain(path):
+        plain = read_lines(path, lambda record: _plain(record, tokenizer))
+        rollouts = mark_spans(_batch(plain), tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+        labels: list[dict[str, Any]] = [{"correct": row.correct, "reward": row.reward} for row in plain]
+    else:
+        rows = read_rows(path, tokenizer)
+        rollouts = rollouts_of(rows)
+        labels = [
+            {
+                "correct": row.correct,
+                "reward": None,
+                "essential": row.essential,
+                "first_error": None if row.first_error is None else row.part.index(row.first_error),
+            }
+            for row in rows
+        ]
+    correct, rewards = ([label[name] for label in labels] for name in ("correct", "reward"))
+    prompts = [tuple(ids[mask].tolist()) for ids, mask in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    known = replace(
+        rollouts,
         correct=None if None in correct else torch.tensor(correct),
         rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
+        group=torch.tensor([number[prompt] for prompt in prompts]),
     )
+    return Completions(known, labels)
 
 
-def _checked(record: Any) -> dict[str, Any]:
+class _Plain(NamedTuple):
+    prompt: list[int]
+    completion: list[int]
+    correct: bool | None
+    reward: float | None
+
+
+def _is_plain(path: Path) -> bool:
+    """By its first record; one that cannot be read is told of when all are."""
+    with path.open("rb") as lines:
+        return b'"completion"' in next((line for line in lines if line.strip()), b"")
+
+
+def _plain(record: Any, tokenizer: Any) -> _Plain:
     expected = 'expected {"prompt": "...", "completion": "..."}, neither of them empty'
     if not isinstance(record, dict) or not isinstance(record.get("completion"), str) or not record["completion"]:
         raise ValueError(expected)
-    if not isinstance(record.get("prompt"), str | list) or not record["prompt"]:
-        raise ValueError(f"{expected}; prompt may be chat messages")
-    if type(record.get("correct")) not in (bool, type(None)):
-        raise ValueError(f"correct must be true, false or null; got {record['correct']!r}")
-    if type(record.get("reward")) not in (int, float, type(None)):
-        raise ValueError(f"reward must be a number or null; got {record['reward']!r}")
-    return record
+    prompt, correct, reward = record.get("prompt"), record.get("correct"), record.get("reward")
+    if prompt is None or not ((isinstance(prompt, str) and prompt) or _is_chat(prompt)):
+        raise ValueError(f'{expected}; prompt may be chat messages, [{{"role": "user", "content": "..."}}]')
+    if type(correct) not in (bool, type(None)):
+        raise ValueError(f"correct must be true, false or null; got {correct!r}")
+    if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
+        raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
+    completion = list(tokenizer(record["completion"], add_special_tokens=False).input_ids)
+    return _Plain(prompt_ids(prompt, tokenizer), completion, correct, None if reward is None else float(reward))
 
 
-def _grouped(rollouts: Rollouts) -> Rollouts:
-    prompts = [tuple(ids[mask].tolist()) for ids, mask in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return replace(rollouts, group=torch.tensor([number[prompt] for prompt in prompts]))
+def _is_chat(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(message, dict) and message.get("role") and message.get("content") for message in prompt)
+    )
+
+
+def _batch(rows: list[_Plain]) -> Rollouts:
+    ids, mask = padded_left([row.prompt for row in rows], 0)
+    return Rollouts(
+        prompt_ids=ids,
+        prompt_mask=mask,
+        completion_ids=padded_right([row.completion for row in rows], 0),
+        completion_mask=padded_right([[True] * len(row.completion) for row in rows], False),
+    )

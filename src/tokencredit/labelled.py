@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from tokencredit.padding import padded_left
 from tokencredit.prompts import encode_prompt
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import text_pieces
+
+Row = TypeVar("Row")
 
 
 class Labelled(NamedTuple):
@@ -69,12 +71,26 @@ def load_labelled(path: Path, tokenizer: Any) -> Labelled:
 
 def read_rows(path: Path, tokenizer: Any) -> list[LabelledRow]:
     """The file, line by line; raises as `load_labelled`."""
+    return read_lines(path, lambda record: _row(record, tokenizer))
+
+
+def read_lines(path: Path, read: Callable[[Any], Row]) -> list[Row]:
+    """What `read` makes of the record of each line.
+
+    Raises:
+        ValueError: a line is not JSON in UTF-8, or `read` refuses it (its number is named), or there is none.
+    """
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    rows.append(_row(json.loads(line), tokenizer))
+                    text = line.decode("utf-8-sig")
+                    record = json.loads(text)
+                    json.dumps(record, ensure_ascii=False).encode()
+                    rows.append(read(record))
+                except UnicodeEncodeError:
+                    raise ValueError(f"{path}, line {number}: half of a surrogate pair is no text") from None
                 except (ValueError, TypeError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from None
     if not rows:

@@ -12,10 +12,12 @@ from torch import Tensor
 from tokencredit.rollouts import Rollouts
 from tokencredit.steps import TokenPieces
 
-MOST_COMPLETIONS, MOST_TOKENS = 8, 2000
+MOST_COMPLETIONS, MOST_TOKENS, MOST_LETTERS = 8, 2000, 300
 _MORE, _LESS = "86,180,233", "230,159,0"
 _NAMED = {"\n": "⏎\n", "\t": "⇥", " ": " "}
 _CELL = "\u2002"
+# Letters and marks by their category, and yet nothing to be seen.
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 class Shaded:
@@ -49,30 +51,51 @@ def shaded_html(advantages: Tensor, weights: Tensor | None, texts: Sequence[Sequ
 
     Args:
         advantages: (B, T). weights: (B, T), for multiplicative methods.
-        texts: of each completion its tokens; cells of equal width without them.
+        texts: of each completion its tokens. Without them cells of equal width, padding among them.
+
+    Raises:
+        ValueError: an advantage is NaN or infinite.
     """
+    if not advantages.isfinite().all():
+        raise ValueError("credit is not finite: some of it is NaN or infinite")
     rows = advantages[:MOST_COMPLETIONS, :MOST_TOKENS].tolist()
     scales = [None] * len(rows) if weights is None else weights[:MOST_COMPLETIONS, :MOST_TOKENS].tolist()
     lines = []
     for i, (row, scale) in enumerate(zip(rows, scales, strict=True)):
-        tokens = [_CELL] * len(row) if texts is None else [visible(text) for text in texts[i][:MOST_TOKENS]]
+        tokens = [_CELL] * len(row) if texts is None else [_cut(text) for text in texts[i][:MOST_TOKENS]]
+        more = (advantages.shape[1] if texts is None else len(texts[i])) - len(tokens)
         largest = max(map(abs, row), default=0.0) or 1.0
-        spans = (
-            f'<span title="{_title(t, value, scale)}" style="background:rgba({_MORE if value > 0 else _LESS},'
-            f'{abs(value) / largest / 2:.2f})">{escape(token)}</span>'
+        spans = [
+            _span(token, _title(t, value, scale), value / largest)
             for t, (token, value) in enumerate(zip(tokens, row, strict=False))
-        )
-        lines.append(f'<div style="margin:.4em 0;unicode-bidi:isolate">{"".join(spans)}</div>')
+        ]
+        rest = f" … {more} more tokens" if more else ""
+        lines.append(f'<div style="margin:.4em 0">{"".join(spans)}{rest}</div>')
     if len(advantages) > len(rows):
         lines.append(f"<div>… {len(advantages) - len(rows)} more completions</div>")
     style = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
     return f'<div dir="ltr" style="{style}">{"".join(lines)}</div>'
 
 
+def _span(token: str, title: str, share: float) -> str:
+    """Half of full strength at most, so that text stands out on it, on light paper and on dark."""
+    colour = f"rgba({_MORE if share > 0 else _LESS},{abs(share) / 2:.2f})"
+    return f'<span title="{title}" style="unicode-bidi:isolate;background:{colour}">{escape(token)}</span>'
+
+
 def visible(text: str) -> str:
     """Text with everything that would not show, or would rearrange what shows, spelt out: controls, zero-width and
-    direction marks, odd spaces, lone surrogates."""
-    return "".join(_NAMED.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c)[0] in "CZ" else c) for c in text)
+    direction marks, odd spaces, fillers, lone surrogates. A mark gets a circle to sit on."""
+    shown = "".join(_NAMED.get(c) or (f"⟨U+{ord(c):04X}⟩" if _unseen(c) else c) for c in text)
+    return f"◌{shown}" if shown and unicodedata.category(shown[0])[0] == "M" else shown
+
+
+def _unseen(character: str) -> bool:
+    return unicodedata.category(character)[0] in "CZ" or character in _FILLERS or 0xFE00 <= ord(character) <= 0xFE0F
+
+
+def _cut(text: str) -> str:
+    return visible(text) if len(text) <= MOST_LETTERS else f"{visible(text[:MOST_LETTERS])}… ({len(text):,} characters)"
 
 
 def _title(t: int, advantage: float, weights: list[float] | None) -> str:

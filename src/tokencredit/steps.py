@@ -53,10 +53,12 @@ def mark_spans(
         splitter: "phrases", "newline", "paragraph", or a function from text to the offsets where steps start.
 
     Raises:
-        ValueError: the splitter is unknown, or it returns offsets outside the text.
+        ValueError: the splitter is unknown, it returns offsets outside the text, or `end_of_reasoning` is empty.
     """
     if isinstance(splitter, str) and splitter not in SPLITTERS:
         raise ValueError(f"unknown splitter {splitter!r}: use {', '.join(sorted(SPLITTERS))}, or a function")
+    if not end_of_reasoning:
+        raise ValueError("end_of_reasoning must be some text, such as </think>")
     split = SPLITTERS[splitter] if isinstance(splitter, str) else splitter
     pieces = TokenPieces(tokenizer)
     answer_start = torch.full((len(rollouts),), -1)

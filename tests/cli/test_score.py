@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def model(tmp_path_factory):
 def asked(tmp_path, model):
     path = tmp_path / "mine.jsonl"
 
-    def asked(*words, rows=ROWS):
-        path.write_text("\n".join(map(json.dumps, rows)))
+    def asked(*words, rows=ROWS, encoding="utf-8"):
+        path.write_text("\n".join(map(json.dumps, rows)), encoding)
         out = tmp_path / "out"
         words = ["score", "--model", model, "--traces", path, "--out", out, *words]
         result = CliRunner().invoke(app, [str(word) for word in words])
@@ -65,6 +66,33 @@ def test_it_is_what_assign_gives(asked, model):
         == [row["attention"] is not None for row in rows]
         == [True, True, False]
     )
+
+
+def test_only_what_is_known_to_be_wrong_gets_minus_one(asked):
+    """Whatever the others say, in both layouts."""
+    plain = [ROWS[1], {key: ROWS[0][key] for key in ("prompt", "completion")}]
+    steps = {"prompt": "Q:a=1+6?a", "steps": ["<think>a=1;</think>"], "answer": "8"}
+    for rows in (plain, [steps | {"correct": False}, steps]):
+        result, found = asked("--methods", "uniform", rows=rows)
+        assert result.exit_code == 0, result.output
+        assert [row["credit"]["uniform"]["advantages"][0] for row in found] == [-1.0, 1.0]
+        assert [row["correct"] for row in found] == [False, None]
+        shutil.rmtree(asked.path.parent / "out")
+
+
+def test_a_windows_file_and_a_trace_too_long_for_the_model(asked):
+    long = {"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 200 + "</think>7"}
+    result, rows = asked("--methods", "uniform", rows=[long], encoding="utf-8-sig")
+    assert result.exit_code == 0, result.output
+    assert "the model was made for" in result.output
+    assert "".join(rows[0]["tokens"]) == long["completion"]
+
+
+def test_what_was_asked_is_written_down(asked):
+    asked("--methods", "uniform,atpo:layers=1")
+    config = json.loads((asked.path.parent / "out" / "config.json").read_text())
+    assert config["methods"] == "uniform,atpo:layers=1"
+    assert config["splitter"] == "phrases"
 
 
 def test_outcomes(asked):
@@ -101,7 +129,13 @@ def test_the_table_of_the_paper(asked):
         (["--methods", "attnpo"], ROWS, "heads=heads.json"),
         (["--methods", "arca"], ROWS, "no method is left"),
         (["--outcome", "best"], ROWS, "unknown outcome"),
-        (["--trace", "4"], ROWS, "there are 3 traces"),
+        (["--table", "--trace", "4"], ROWS, "there are 3 traces"),
+        (["--reward-model", "nowhere/at-all"], ROWS, "cannot be loaded"),
+        (["--end-of-reasoning", ""], ROWS, "must be some text"),
+        ([], [{"completion": "\ud83d", "prompt": "a"}], "line 1: half of a surrogate pair"),
+        ([], [{"completion": "a", "prompt": ["a"]}], "chat messages"),
+        ([], [{"completion": "a", "prompt": [{"role": "user"}]}], "chat messages"),
+        ([], [{"completion": "a", "prompt": "a", "reward": 10**400}], "reward must be"),
         ([], [ROWS[0], {"prompt": "a"}], "line 2: expected"),
         ([], [{"completion": "a", "prompt": ""}], "line 1: expected"),
         ([], [{"completion": "a", "prompt": "a", "correct": "yes"}], "correct must be"),

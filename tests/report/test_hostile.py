@@ -26,6 +26,11 @@ SHOWN = {
     "\u2066x\u2069": "⟨U+2066⟩x⟨U+2069⟩",
     "\u200b": "⟨U+200B⟩",
     "\ufeff": "⟨U+FEFF⟩",
+    "\u3164": "⟨U+3164⟩",
+    "\u2800": "⟨U+2800⟩",
+    "\u034f": "⟨U+034F⟩",
+    "❤\ufe0f": "❤⟨U+FE0F⟩",
+    "\u0301": "◌\u0301",
     "\u2028": "⟨U+2028⟩",
     "\u00a0": "⟨U+00A0⟩",
     "\ud83d": "⟨U+D83D⟩",
@@ -93,6 +98,11 @@ def test_hostile_tokens_are_shown_and_nothing_runs(visit):
     assert tab.locator("h1").text_content() == tokens[0]
 
 
+def test_a_prompt_is_shown_whole(visit):
+    tab = visit(traces=[row(prompt="word " * 2000)])
+    assert tab.locator("#prompt").text_content() == "word " * 2000
+
+
 def test_right_to_left_letters_stay_in_their_token(visit):
     tab = visit(traces=[row(tokens=["abc", "שלום", "def", "عربي", "ghi"])])
     lefts = (
@@ -104,10 +114,15 @@ def test_right_to_left_letters_stay_in_their_token(visit):
 
 
 def test_a_megabyte_in_one_token_is_cut_on_the_page_and_whole_in_the_data(visit):
-    tab = visit(traces=[row(tokens=["x" * 1_000_000, "=7", ";", "</think>", "🙂" * 200])])
+    tab = visit(
+        traces=[row(tokens=["x" * 1_000_000, "=7", "x" * 299 + "🙂🙂", "🙂" * 200, "🙂" * 301])],
+        fragment="#methods=atpo",
+    )
     shown = of_each_token(tab, "textContent")
     assert shown[0] == "x" * 300 + "… (1,000,000 characters)"
-    assert shown[4] == "🙂" * 150 + "… (400 characters)"
+    assert shown[2] == "x" * 299 + "🙂… (303 characters)"
+    assert shown[3] == "🙂" * 200
+    assert shown[4] == "🙂" * 300 + "… (602 characters)"
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
 
 

@@ -117,8 +117,99 @@ def test_a_weight_shades_from_the_least_to_the_most(visit):
     tab = visit(traces=[row()], fragment="#methods=atpo,p2t")
     tab.get_by_label("shade by").select_option("weight")
     assert [classes(tab, 0, t)[1] for t in range(5)] == ["w0", "w3", "w5", "w8", "w10"]
-    assert "0.2 to 1" in tab.locator(".pane").first.text_content()
+    assert "weight, 0.2 to 1" in tab.locator(".pane").first.text_content()
     assert classes(tab, 1, 1)[1] == "n4", "an additive method has no weight"
+
+
+def test_a_chart_of_weights_has_only_methods_with_weights(visit):
+    tab = visit(traces=[row()], fragment="#quantity=weights&methods=atpo,p2t")
+    first = tab.locator("#behind .lines").first
+    assert first.locator("strong").text_content() == "Weight over the trace"
+    assert first.locator("path.series").count() == 1
+    assert "No weight: p2t" in first.text_content()
+    tab = visit(traces=[row()], fragment="#quantity=weights&methods=p2t")
+    assert tab.locator("#behind strong").first.text_content() == "Advantage over the trace"
+
+
+def test_small_numbers_are_not_called_nothing_and_what_is_not_known_not_zero(visit):
+    signals = {"logprob": [-5e-7] * 5, "fai": [0.125, 0.25, None, None, None]}
+    tab = visit(traces=[row(signals=signals, reward=None)])
+    assert facts(tab)["log-prob"] == "-5.00e-7"
+    tokens(tab, 0).nth(3).hover()
+    assert facts(tab)["FAI"] == "\N{EN DASH}"
+    drawn = tab.locator("#behind .lines").nth(2).locator("path.series").get_attribute("d")
+    assert drawn.count("M") == 1
+    assert drawn.count("L") == 1
+    assert "NaN" not in drawn
+
+
+def test_a_curve_is_broken_where_nothing_is_known(visit):
+    series = {"a": [[0, 5.0], [1, 6.0], [2, None], [3, 6.0], [4, 5.0]]}
+    tab = visit(groups=[figures.group("g", "G", [figures.lines("t", "x", "y", series)])])
+    drawn = tab.locator("#g path.series").get_attribute("d")
+    assert re.sub(r"[\d. ]", "", drawn) == "MLML"
+    assert all(0 <= float(y) <= 230 for y in re.findall(r" ([\d.]+)", drawn))
+
+
+def test_sorted_by_gini_the_list_follows_the_method(visit):
+    def trace(a, b):
+        made = {"a": credit([1.0] * 5), "b": credit([1.0] * 5)}
+        made["a"]["diagnostics"]["gini"], made["b"]["diagnostics"]["gini"] = a, b
+        return row(credit=made, source="")
+
+    tab = visit(traces=[trace(0.9, 0.1), trace(0.5, 0.5), trace(0.1, 0.9)], fragment="#sort=gini&methods=a")
+    assert listed(tab) == [1, 2, 3]
+    tab.keyboard.press("m")
+    assert listed(tab) == [3, 2, 1]
+
+
+def test_an_unknown_reward_is_sorted_last(visit):
+    tab = visit(traces=[row(reward=None), row(reward=-1.0), row(reward=1.0)], fragment="#sort=reward")
+    assert listed(tab) == [3, 2, 1]
+
+
+def test_the_link_shows_its_token_in_every_pane_and_so_do_arrow_keys(visit):
+    long = row(tokens=[f"token{t} " for t in range(1500)])
+
+    def in_sight(tab):
+        return tab.locator(".tokens").evaluate_all(
+            """all => all.map(box => {
+                const [a, b] = [box, box.querySelector('.current')].map(e => e.getBoundingClientRect());
+                return b.top >= a.top && b.bottom <= a.bottom;
+            })"""
+        )
+
+    tab = visit(traces=[long], fragment="#token=1200&methods=atpo,p2t")
+    assert in_sight(tab) == [True] * 3
+    assert tab.evaluate("scrollY") == 0
+    tab.locator(".tokens").nth(1).focus()
+    tab.keyboard.press("End")
+    assert in_sight(tab) == [True] * 3
+
+
+def test_the_skip_link_leaves_the_view_alone(visit):
+    tab = visit(traces=[row(), row()], fragment="#trace=1&methods=p2t")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert captions(tab) == ["p2t", "ground truth"]
+    assert tab.evaluate("document.activeElement.id") == "traces"
+
+
+def test_letters_can_be_switched_off(visit):
+    tab = visit(traces=[row(), row()])
+    tab.get_by_label("letters as shortcuts").uncheck()
+    tab.locator(".tokens").first.focus()
+    tab.keyboard.press("j")
+    assert "trace 1" in tab.locator("#about").text_content()
+
+
+def test_on_a_phone_everything_can_be_reached(visit):
+    tab = visit(traces=[row(), row()])
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.get_by_role("button", name="Next").click()
+    assert "trace 2" in tab.locator("#about").text_content()
+    assert tab.get_by_role("button", name="as PNG").is_visible()
+    assert tab.locator(".inspect").bounding_box()["height"] <= 0.25 * 844
 
 
 def test_the_list_filters_sorts_and_searches(visit):
@@ -168,6 +259,7 @@ def test_the_address_leads_back_to_the_view(visit):
     method(tab, "p2t").click()
     tab.get_by_label("preplans and anchors").check()
     tokens(tab, 0).nth(3).click()
+    tab.wait_for_timeout(200)
     path, fragment = tab.url.removeprefix("file://").split("#")
     again = visit(path, f"#{fragment}")
     assert again.locator("main").text_content() == tab.locator("main").text_content()
@@ -286,6 +378,11 @@ def test_text_stands_out_from_every_shade(visit, scheme):
         assert contrast(ink, blended) >= 4.5, shade
     quiet = rgba(tab.evaluate("getComputedStyle(document.querySelector('.quiet')).color"))[0]
     assert contrast(quiet, background) >= 4.5
+    strongest = [rgba(shades[10])[0], rgba(shades[21])[0], background]
+    for mark in ("essential", "error", "peak"):
+        hexed = tab.evaluate(f"getComputedStyle(document.body).getPropertyValue('--{mark}')").strip()
+        drawn = [int(hexed[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert min(contrast(drawn, shade) for shade in strongest) >= 3, mark
     assert len({*shades}) == 21, "each level has its own shade; weights share those of positive credit"
 
 
@@ -338,13 +435,16 @@ def test_exports(visit, tmp_path):
 
     name, content = exported("Trace as SVG")
     assert name == "trace-1.svg"
-    drawn = "".join(ElementTree.fromstring(content).itertext())
-    assert "<b>&é⏎7</think>8" in drawn
+    tree = ElementTree.fromstring(content)
+    assert "<b>&é⏎7</think>8" in "".join(tree.itertext())
+    fills = [float(r.get("fill-opacity")) for r in tree.findall(".//{*}rect") if r.get("fill-opacity")]
+    assert fills[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     name, content = exported("as PNG")
     assert (name, content[:8]) == ("trace-1.png", b"\x89PNG\r\n\x1a\n")
     assert len(content) > 2000
+    tab.get_by_label("search").fill("q")
     name, content = exported("All of it as JSON")
-    assert json.loads(content) == {**json.loads((tmp_path / "report.json").read_text())}
+    assert json.loads(content) == json.loads((tmp_path / "report.json").read_text())
 
 
 def test_it_prints_without_its_controls(visit):

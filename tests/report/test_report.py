@@ -46,7 +46,10 @@ def tree(page):
 def audit_json(policies=("before RL", "after RL")):
     def score(value, informative=None):
         estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
-        return {"estimate": estimate, "completions": 9, "informative": informative}
+        leads = {
+            name: {"value": 0.4, "low": 0.25, "high": 0.5} for name in ("over_shuffled", "over_trivial", "over_token")
+        }
+        return {"estimate": estimate, "completions": 9, "informative": informative, **leads}
 
     rows = [
         {"name": "atpo", "kind": "method", "scores": {"step_ranking": score(0.9, True)}},
@@ -128,7 +131,9 @@ def test_an_audit(tmp_path, visit):
     tab = visit(page)
     assert tab.locator("#list b").all_text_contents() == ["1 before RL", "2 after RL"]
     assert tab.locator("#panes figcaption strong").all_text_contents()[-1] == "ground truth"
-    assert tab.locator("#audit-before-rl figure").count() == 4
+    assert tab.locator("#audit-before-rl figure").count() == 5
+    (lead,) = groups["audit-before-rl"]["Paired differences to what knows nothing"]["rows"]
+    assert lead == ["atpo", "Step ranking accuracy", 0.9, *["+0.40 [+0.25, +0.50]"] * 3]
 
 
 def test_a_comparison(tmp_path, visit):
@@ -152,6 +157,15 @@ def test_a_comparison(tmp_path, visit):
 
 
 def test_what_is_no_finished_run(tmp_path):
+    old = audit_json()
+    del old["policies"]["before RL"]["traces"]
+    (tmp_path / "audit.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="not finished, or another version"):
+        write_report(tmp_path)
+    (tmp_path / "audit.json").write_text('{"config": null}')
+    with pytest.raises(ValueError, match="not a run folder"):
+        write_report(tmp_path)
+    (tmp_path / "audit.json").unlink()
     with pytest.raises(ValueError, match="not a run folder"):
         write_report(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def trace_rows(
     Returns:
         `prompt`, `tokens`; `group`, `reward`, `correct`, `answer_start`, `step_index`, null where the rollouts do not
         say; `signals`, name -> value a token; `peaks`, the positions of preplans and anchors; `credit`, name ->
-        `weights` (or null), `advantages`, `diagnostics`.
+        `weights` (or null), `advantages`, `diagnostics`. FAI is null where no later token is in its horizon.
     """
     pieces_of = TokenPieces(tokenizer)
     curves, peaks = _curves(rollouts, signals)
@@ -59,7 +60,7 @@ def trace_rows(
                 "reward": _item(rollouts.rewards, i),
                 **{name: _item(getattr(rollouts, name), i) for name in ("group", "correct", "answer_start")},
                 "step_index": None if rollouts.step_index is None else rollouts.step_index[i, :length].tolist(),
-                "signals": {name: rounded(curve[i, :length]) for name, curve in curves.items()},
+                "signals": {name: _defined(curve[i, :length]) for name, curve in curves.items()},
                 "peaks": {name: marks[i, :length].nonzero().flatten().tolist() for name, marks in peaks.items()},
                 "credit": {name: _credit_row(credit, i, length) for name, credit in credits.items()},
             }
@@ -68,8 +69,12 @@ def trace_rows(
 
 
 def rounded(values: Tensor) -> list[float]:
-    """Four significant digits: what a page can show, at a third of the size."""
-    return [float(f"{value:.4g}") for value in values.tolist()]
+    """Seven significant digits, as many as float32 has."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
+
+
+def _defined(values: Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in rounded(values)]
 
 
 def _item(values: Tensor | None, i: int) -> Any:
@@ -80,12 +85,12 @@ def _credit_row(credit: Credit, i: int, length: int) -> dict[str, Any]:
     return {
         "weights": None if credit.weights is None else rounded(credit.weights[i, :length]),
         "advantages": rounded(credit.advantages[i, :length]),
-        "diagnostics": {name: float(f"{values[i].item():.4g}") for name, values in credit.diagnostics.items()},
+        "diagnostics": {name: float(f"{values[i].item():.7g}") for name, values in credit.diagnostics.items()},
     }
 
 
 def _curves(rollouts: Rollouts, signals: Signals) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The signals to show, (B, T) each, and where the peaks of WAAD and FAI are."""
+    """The signals to show, (B, T) each, NaN where one is not defined; and where the peaks of WAAD and FAI are."""
     shown = {name: getattr(signals, name) for name in ("logprob", "entropy")}
     curves = {name: values for name, values in shown.items() if values is not None}
     m = Rhythm()
@@ -96,7 +101,7 @@ def _curves(rollouts: Rollouts, signals: Signals) -> tuple[dict[str, Tensor], di
     waad, fai = m.group_means(signals.distances[need])
     has_fai = has_row_ahead(rollouts, need.horizon[0])
     peaks = {"preplan": find_peaks(waad, mask, PEAK_SHARE), "anchor": find_peaks(fai, has_fai, PEAK_SHARE)}
-    return {**curves, "waad": waad, "fai": fai}, peaks
+    return {**curves, "waad": waad, "fai": fai.masked_fill(~has_fai, torch.nan)}, peaks
 
 
 def attention_pictures(policy: nn.Module, rollouts: Rollouts, layer: int = -1) -> list[dict[str, Any] | None]:

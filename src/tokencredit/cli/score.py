@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from functools import reduce
+from importlib.metadata import version
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,9 @@ from rich.table import Table
 from tokencredit.cli.terminal import console, offline, quiet_libraries, user_errors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokencredit.completions import Completions
     from tokencredit.methods import Method
 
 PICTURES = 24
@@ -60,30 +64,51 @@ def score(
     """Assign credit to completions of any model, and write it down and as a page, token by token."""
     if Path(model).exists():
         offline()
+    from tokencredit.assignment import assignable
+    from tokencredit.cli.models import load_policy
+    from tokencredit.completions import load_completions
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import CONFIG, ROWS
+    from tokencredit.signals import RewardModel
+    from tokencredit.testbed.files import write_text
 
     quiet_libraries()
     folder = out or Path("runs") / f"score-{datetime.now():%Y%m%d-%H%M%S}"
+    asked = {
+        "command": "score",
+        "tokencredit": version("tokencredit"),
+        "model": model,
+        "traces": str(traces),
+        "methods": methods,
+        "advantages": outcome,
+        "splitter": splitter,
+        "end_of_reasoning": end_of_reasoning,
+        "reward_model": reward_model,
+    }
     with user_errors():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} exists: choose another --out")
         built = _methods(methods)
-        rows, left_out = _scored(
-            model, traces, built, outcome, splitter, end_of_reasoning, reward_model, attention, batch_size
-        )
-        if trace > len(rows):
-            raise ValueError(f"--trace {trace}: there are {len(rows)} traces")
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {"command": "score", "model": model, "traces": str(traces), "advantages": outcome, "left_out": left_out}
-    (folder / CONFIG).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-    (folder / ROWS).write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        policy, tokenizer = load_policy(model)
+        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+        if table and trace > len(completions.labels):
+            raise ValueError(f"--trace {trace}: there are {len(completions.labels)} traces")
+        _check_lengths(policy, completions)
+        scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
+        able, left_out = assignable(built, policy, scorer)
+        if not able:
+            raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+        advantages = _advantages(outcome, completions)
+        rows = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, json.dumps({**asked, "left_out": left_out}, indent=2) + "\n")
+        write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        page = write_report(folder)
     for name, why in left_out.items():
         console.print(escape(f"left out: {name}: {why}"))
     if table:
         for name in rows[trace - 1]["credit"]:
             console.print(_table(rows[trace - 1], name))
-    page = write_report(folder)
     console.print(f"report: {escape(str(page))}")
     if open_page:
         typer.launch(str(page))
@@ -103,55 +128,54 @@ def _methods(given: str) -> dict[str, Method]:
     return {spec: method(name, **params) for spec in specs for name, params in [parse_spec(spec)]}
 
 
+def _check_lengths(policy: Any, completions: Completions) -> None:
+    """A warning where a trace is longer than the model was made for: its signals may mean little there."""
+    rollouts = completions.rollouts
+    longest = int((rollouts.prompt_mask.sum(1) + rollouts.lengths).max())
+    most = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and longest > most:
+        console.print(f"[yellow]warning:[/] a trace has {longest:,} tokens; the model was made for {most:,}")
+
+
 def _scored(
-    model: str,
-    path: Path,
+    policy: Any,
+    tokenizer: Any,
     methods: dict[str, Method],
-    outcome: str,
-    splitter: str,
-    end_of_reasoning: str,
-    reward_model: str | None,
+    completions: Completions,
+    advantages: Tensor,
+    scorer: Any,
     attention: bool,
     batch_size: int,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The rows of `trace_rows` with their labels and pictures; and which methods are left out, and why."""
+) -> list[dict[str, Any]]:
+    """The rows of `trace_rows`, with their labels and pictures."""
     from tokencredit.analysis.traces import VIEW, attention_pictures, trace_rows
-    from tokencredit.assignment import assignable
-    from tokencredit.cli.models import load_policy
-    from tokencredit.completions import load_completions
-    from tokencredit.signals import Needs, RewardModel, collect
+    from tokencredit.signals import Needs, collect
 
-    policy, tokenizer = load_policy(model)
-    scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
-    completions = load_completions(path, tokenizer, splitter, end_of_reasoning=end_of_reasoning)
     rollouts = completions.rollouts
-    advantages = _advantages(outcome, rollouts)
-    able, left_out = assignable(methods, policy, scorer)
-    if not able:
-        raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
-    view = VIEW if attention else Needs(logits=True)
-    needs = reduce(or_, (m.needs for m in able.values()), view)
+    needs = reduce(or_, (m.needs for m in methods.values()), VIEW if attention else Needs(logits=True))
     signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size)
-    rows = trace_rows(tokenizer, rollouts, {n: m(rollouts, advantages, signals) for n, m in able.items()}, signals)
+    credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+    rows = trace_rows(tokenizer, rollouts, credits, signals)
     pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
-    return rows, left_out
+    return rows
 
 
-def _advantages(name: str, rollouts: Any) -> Any:
+def _advantages(name: str, completions: Completions) -> Tensor:
+    """(B,): -1 for those known to be wrong and 1 for the others, or from the rewards."""
     import torch
 
     from tokencredit import outcome
 
     makers = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
     if name == "sign":
-        correct = torch.ones(len(rollouts), dtype=torch.bool) if rollouts.correct is None else rollouts.correct
-        return torch.where(correct, 1.0, -1.0)
+        return torch.tensor([-1.0 if label["correct"] is False else 1.0 for label in completions.labels])
     if name not in makers:
         raise ValueError(f"unknown outcome {name!r}: use sign, {', '.join(makers)}")
-    if rollouts.rewards is None:
-        raise ValueError(f"--outcome {name} needs a reward a completion")
+    rollouts = completions.rollouts
+    if rollouts.rewards is None or rollouts.group is None:
+        raise ValueError(f"--outcome {name} needs a reward for each completion")
     return makers[name](rollouts.rewards, rollouts.group)
 
 

@@ -20,7 +20,14 @@ def write_report(run: Path) -> Path:
         ValueError: `run` is not a folder of a command that has a report, or nothing in it is finished.
     """
     source = import_module(f"tokencredit.report.sources.{_command(run)}")
-    return write_page(source.page_of(run), run)
+    try:
+        page = source.page_of(run)
+    except (KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{run} is not finished, or another version of tokencredit wrote it ({type(error).__name__}: {error}): run "
+            "the command again"
+        ) from error
+    return write_page(page, run)
 
 
 def _command(run: Path) -> str:
@@ -31,7 +38,8 @@ def _command(run: Path) -> str:
                 content = json.loads(file.read_text("utf-8"))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file} is broken: {error}") from None
-            command = content.get("config", content).get("command") if isinstance(content, dict) else None
+            told = content.get("config", content) if isinstance(content, dict) else None
+            command = told.get("command") if isinstance(told, dict) else None
             if command in COMMANDS:
                 return command
     raise ValueError(f"{run} is not a run folder of tokencredit {', '.join(COMMANDS)}")

@@ -72,8 +72,14 @@ class RewardModel:
 
         Args:
             policy_tokenizer: the policy's. Text is tokenized anew only where the vocabularies differ.
+
+        Raises:
+            ValueError: there is no such model, or as for `RewardModel`.
         """
-        architectures = AutoConfig.from_pretrained(name).architectures or []
+        try:
+            architectures = AutoConfig.from_pretrained(name).architectures or []
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the reward model {name} cannot be loaded: {error}") from None
         by_token = any(architecture.endswith("ForTokenClassification") for architecture in architectures)
         kind: Any = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
         own = AutoTokenizer.from_pretrained(name)

@@ -94,7 +94,11 @@ def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
     for name in POLICIES[-1:] if adapted else POLICIES:
         policy = _policy(name, asked, checkpoint, training, progress)
         ranks: list[HeadRank] = []
-        methods = {spec: build_arm(spec, policy, chosen, training, ranks.extend) for spec in asked.arms}
+
+        def on_heads(found: list[HeadRank], ranks: list[HeadRank] = ranks) -> None:
+            ranks[:] = found
+
+        methods = {spec: build_arm(spec, policy, chosen, training, on_heads) for spec in asked.arms}
         if ranks:
             progress.message(heads_in_words(ranks))
         found[name] = _audited(asked, policy, methods, scorer, _stage(progress, f"values {name}"))

@@ -24,27 +24,27 @@ const unpack = async () => {
 };
 
 // Everything that would not show, or would rearrange what shows, is spelt out: controls, zero-width and direction
-// marks, odd spaces, lone surrogates.
+// marks, odd spaces, fillers, lone surrogates. A mark that would sit on the token before gets a circle to sit on.
 const SHOWN = { "\n": "⏎\n", "\t": "⇥", " ": " " };
+const UNSEEN = /[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 const LONGEST = 300;
-const visible = (text) => {
+const visible = (text, longest = LONGEST) => {
   if (text === "") return "∅";
-  const kept = text.length > LONGEST ? [...text.slice(0, LONGEST)].join("") : text;
-  const spelt = kept.replace(
-    /[\p{C}\p{Z}]/gu,
-    (c) => SHOWN[c] ?? `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
-  );
-  return kept === text ? spelt : `${spelt}… (${text.length.toLocaleString("en")} characters)`;
+  const kept = text.length > longest ? [...text.slice(0, 2 * longest)].slice(0, longest).join("") : text;
+  const spelt = kept
+    .replace(UNSEEN, (c) => SHOWN[c] ?? `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`)
+    .replace(/^\p{M}/u, "◌$&");
+  return kept.length === text.length ? spelt : `${spelt}… (${text.length.toLocaleString("en")} characters)`;
 };
 
 const number = (value, digits = 3) => {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value)) return (value || 0).toLocaleString("en");
   const size = Math.abs(value);
-  if (Number.isInteger(value) || size < 1e-6) return Math.round(value).toLocaleString("en");
   return size < 0.001 || size >= 1e5 ? value.toExponential(2) : String(+value.toPrecision(digits + 1));
 };
-const signed = (value) => (value > 0 ? `+${number(value)}` : number(value).replace("-", "−"));
+const signed = (value) => (value > 0 ? `+${number(value)}` : number(value).replace(/^-/, "−"));
 
 const csv = (table) => {
   // A leading =, +, - or @ would be a formula to a spreadsheet.

@@ -1,53 +1,80 @@
-// The trace as it stands, for a paper; and the page's data.
+// The trace as it stands, for a paper, on white; and the page's data.
 
-const EXPORT_WIDTH = 900;
+const EXPORT = { width: 900, size: 14, line: 24, margin: 20, most: 2000, ink: "#1b1b1b" };
+const TONES = { p: "rgb(86,180,233)", w: "rgb(86,180,233)", n: "rgb(230,159,0)" };
+const FONT = "Menlo, Consolas, monospace";
 
 const traceSvg = () => {
-  const [size, line, advance, margin] = [14, 24, 8.43, 20];
   const drawn = svg("svg", {
     xmlns: "http://www.w3.org/2000/svg",
-    width: EXPORT_WIDTH,
-    "font-family": "ui-monospace, Menlo, Consolas, monospace",
-    "font-size": size,
+    width: EXPORT.width,
+    "font-family": FONT,
+    "font-size": EXPORT.size,
   });
-  const ink = getComputedStyle(document.body);
-  let y = margin;
+  const pen = html("canvas").getContext("2d");
+  pen.font = `${EXPORT.size}px ${FONT}`;
+  const widthOf = (said) => pen.measureText(said).width;
+  let y = EXPORT.margin;
   for (const pane of panes) {
-    drawn.append(
-      svg("text", {
-        x: margin,
-        y: y + 12,
-        fill: ink.color,
-        "font-weight": "bold",
-        text: `${pane.name}  ${pane.scaleNote.textContent}`,
-      }),
-    );
-    y += line;
-    let x = margin;
-    for (const span of pane.spans) {
-      const style = getComputedStyle(span);
-      for (const part of span.textContent.split(/(?<=\n)/)) {
-        const said = part.replace("\n", "");
-        const width = [...said].length * advance;
-        if (x > margin && x + width > EXPORT_WIDTH - margin) [x, y] = [margin, y + line];
-        drawn.append(svg("rect", { x, y: y - 1, width, height: line - 5, fill: style.backgroundColor }));
-        if (span.classList.contains("essential"))
-          drawn.append(svg("line", { x1: x, x2: x + width, y1: y + line - 5, y2: y + line - 5, stroke: ink.color }));
-        if (span.classList.contains("error"))
-          drawn.append(svg("rect", { x, y: y - 1, width, height: line - 5, fill: "none", stroke: ink.color }));
-        drawn.append(svg("text", { x, y: y + 14, fill: ink.color, "xml:space": "preserve", text: said }));
-        x += width;
-        if (part.endsWith("\n")) [x, y] = [margin, y + line];
-      }
-    }
-    y += line * 1.6;
+    const left = pane.spans.length > EXPORT.most ? ` · the first ${EXPORT.most} of ${pane.spans.length} tokens` : "";
+    const heading = `${pane.name}  ${pane.note.textContent}${left}`;
+    drawn.append(svg("text", { x: EXPORT.margin, y: y + 12, fill: EXPORT.ink, "font-weight": "bold", text: heading }));
+    y = drawTokens(drawn, pane.spans.slice(0, EXPORT.most), y + EXPORT.line, widthOf) + 1.6 * EXPORT.line;
   }
   drawn.setAttribute("height", y);
-  drawn.prepend(svg("rect", { width: EXPORT_WIDTH, height: y, fill: ink.backgroundColor }));
+  drawn.prepend(svg("rect", { width: EXPORT.width, height: y, fill: "#ffffff" }));
   return new XMLSerializer().serializeToString(drawn);
 };
 
-const exportSvg = () => download(`trace-${view.trace + 1}.svg`, new Blob([traceSvg()], { type: "image/svg+xml" }));
+const drawTokens = (drawn, spans, top, widthOf) => {
+  let [x, y] = [EXPORT.margin, top];
+  for (const span of spans) {
+    for (const part of partsOf(span.textContent, widthOf)) {
+      const width = widthOf(part.said);
+      if (x > EXPORT.margin && x + width > EXPORT.width - EXPORT.margin) [x, y] = [EXPORT.margin, y + EXPORT.line];
+      drawPart(drawn, span, part.said, x, y, width);
+      x += width;
+      if (part.ends) [x, y] = [EXPORT.margin, y + EXPORT.line];
+    }
+  }
+  return y;
+};
+
+// A token, broken at its line ends and where it is wider than the drawing.
+const partsOf = (text, widthOf) => {
+  const most = Math.floor((EXPORT.width - 2 * EXPORT.margin) / widthOf("m"));
+  return text.split(/(?<=\n)/).flatMap((line) => {
+    const letters = [...line.replace("\n", "")];
+    const parts = [];
+    for (let i = 0; i < letters.length || i === 0; i += most)
+      parts.push({ said: letters.slice(i, i + most).join(""), ends: false });
+    parts.at(-1).ends = line.endsWith("\n");
+    return parts;
+  });
+};
+
+const drawPart = (drawn, span, said, x, y, width) => {
+  const [, tone, level] = /\b([pnw])(\d+)\b/.exec(span.className);
+  const [top, bottom, stroke] = [y - 1, y + EXPORT.line - 6, EXPORT.ink];
+  const marks = span.classList;
+  const height = bottom - top;
+  drawn.append(svg("rect", { x, y: top, width, height, fill: TONES[tone], "fill-opacity": level / 10 }));
+  if (marks.contains("essential")) drawn.append(svg("line", { x1: x, x2: x + width, y1: bottom, y2: bottom, stroke }));
+  if (marks.contains("starts"))
+    drawn.append(svg("line", { x1: x, x2: x, y1: top, y2: bottom, stroke, "stroke-width": 0.5 }));
+  if (marks.contains("answer"))
+    drawn.append(svg("line", { x1: x, x2: x, y1: top, y2: bottom, stroke, "stroke-width": 3 }));
+  if (marks.contains("error")) drawn.append(svg("rect", { x, y: top, width, height, fill: "none", stroke }));
+  const peak = marks.contains("anchor") ? "none" : marks.contains("preplan") ? "2 2" : null;
+  if (view.marks && peak) {
+    drawn.append(svg("line", { x1: x, x2: x + width, y1: top, y2: top, stroke, "stroke-dasharray": peak }));
+  }
+  drawn.append(svg("text", { x, y: y + 14, fill: EXPORT.ink, "xml:space": "preserve", text: said }));
+};
+
+const exportName = (kind) => `trace-${traces[view.trace].number}.${kind}`;
+
+const exportSvg = () => download(exportName("svg"), new Blob([traceSvg()], { type: "image/svg+xml" }));
 
 const exportPng = async () => {
   const image = new Image();
@@ -55,7 +82,7 @@ const exportPng = async () => {
   await image.decode();
   const canvas = html("canvas", { width: image.width * 2, height: image.height * 2 });
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  canvas.toBlob((blob) => download(`trace-${view.trace + 1}.png`, blob));
+  canvas.toBlob((blob) => download(exportName("png"), blob));
 };
 
 const exportJson = () => download("report.json", new Blob([JSON.stringify(page)], { type: "application/json" }));

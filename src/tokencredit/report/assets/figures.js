@@ -5,7 +5,6 @@ const NARROW = 280;
 // {kind, title, note, ...} -> a <figure>, drawn anew when its width changes.
 const figure = (spec) => {
   const { draw, table } = FIGURES[spec.kind];
-  const rows = table(spec);
   const canvas = html("div", { class: "canvas" });
   const hidden = new Set();
   const redraw = () => {
@@ -19,21 +18,16 @@ const figure = (spec) => {
     spec.note ? html("span", { text: ` ${spec.note}` }) : "",
   );
   const legend = spec.kind === "lines" && spec.series.length > 1 ? legendOf(spec, hidden, redraw) : "";
-  const behind = draw
-    ? html(
-        "details",
-        {},
-        html("summary", { text: "Table" }),
-        tableOf(rows, spec.title),
-        copyButton("Copy as CSV", () => csv(rows)),
-      )
-    : html(
-        "div",
-        {},
-        tableOf(rows, spec.title),
-        copyButton("Copy as CSV", () => csv(rows)),
-      );
+  const contents = () => [tableOf(table(spec), spec.title), copyButton("Copy as CSV", () => csv(table(spec)))];
+  const behind = draw ? drawer("Table", contents) : html("div", {}, ...contents());
   return html("figure", { class: `figure ${spec.kind}` }, caption, draw ? canvas : "", legend, behind);
+};
+
+// Filled when it is first opened: most tables are never looked at.
+const drawer = (title, contents) => {
+  const box = html("details", {}, html("summary", { text: title }));
+  box.addEventListener("toggle", () => box.append(...contents()), { once: true });
+  return box;
 };
 
 const legendOf = (spec, hidden, redraw) =>
@@ -67,10 +61,11 @@ const legendOf = (spec, hidden, redraw) =>
     ),
   );
 
-// Seven colours that colour-blind readers tell apart, then the same dashed.
+// After Okabe and Ito, for colour-blind readers; then the same dashed.
+const COLOURS = 5;
 const stroke = (i) => ({
-  class: `series c${i % 7}`,
-  "stroke-dasharray": ["", "6 3", "2 3"][Math.floor(i / 7) % 3] || null,
+  class: `series c${i % COLOURS}`,
+  "stroke-dasharray": ["", "6 3", "2 3", "10 3 2 3"][Math.floor(i / COLOURS) % 4] || null,
 });
 
 const ticks = (low, high, count) => {
@@ -96,7 +91,36 @@ const extent = (values) => {
 
 const scale = (from, to) => (v) => to[0] + ((v - from[0]) / (from[1] - from[0])) * (to[1] - to[0]);
 const text = (x, y, said, attributes = {}) => svg("text", { x, y, ...attributes, text: said });
-const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+// Broken where a point has no y.
+const path = (points) => {
+  let pen = "M";
+  const drawn = points.map(([x, y]) => {
+    if (!known(y)) {
+      pen = "M";
+      return "";
+    }
+    const step = `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
+    pen = "L";
+    return step;
+  });
+  return drawn.join("");
+};
+
+// Of many points to a pixel only the lowest and the highest are seen.
+const thinned = (points, width) => {
+  const size = Math.ceil(points.length / width);
+  if (size < 4) return points;
+  const kept = [];
+  for (let i = 0; i < points.length; i += size) {
+    const bucket = points.slice(i, i + size);
+    const values = bucket.filter((p) => known(p[1]));
+    const ends = values.length ? [0, values.length - 1] : [];
+    const [low, high] = extent(values.map((p) => p[1]));
+    kept.push(...values.filter((p, at) => ends.includes(at) || p[1] === low || p[1] === high));
+    if (values.length < bucket.length) kept.push([bucket.at(-1)[0], null]);
+  }
+  return kept;
+};
 
 const canvasOf = (spec, width, height) =>
   svg("svg", {
@@ -144,12 +168,12 @@ const drawLines = (spec, width, hidden) => {
     const banded = series.points.filter((p) => p.length > 2 && p[2] !== null);
     if (banded.length > 1) {
       const outline = [...banded.map((p) => [x(p[0]), y(p[2])]), ...banded.toReversed().map((p) => [x(p[0]), y(p[3])])];
-      chart.append(svg("path", { class: `band c${i % 7}`, d: `${path(outline)}Z` }));
+      chart.append(svg("path", { class: `band c${i % COLOURS}`, d: `${path(outline)}Z` }));
     }
     chart.append(
       svg(
         "path",
-        { ...stroke(i), d: path(series.points.map((p) => [x(p[0]), y(p[1])])) },
+        { ...stroke(i), d: path(thinned(series.points, width).map((p) => [x(p[0]), known(p[1]) ? y(p[1]) : null])) },
         svg("title", { text: series.name }),
       ),
     );
@@ -200,7 +224,7 @@ const withInterval = (row) =>
   `${number(row.value)}${row.low === null || row.low === undefined ? "" : ` [${number(row.low)}, ${number(row.high)}]`}`;
 
 const drawMatrix = (spec, width) => {
-  const left = spec.names ? Math.min(width * 0.3, 10 + 7 * Math.max(1, ...spec.rows.map((r) => String(r).length))) : 46;
+  const left = Math.min(width * 0.3, 16 + 7.2 * Math.max(2, ...spec.rows.map((r) => String(r).length)));
   const top = 6;
   const bottom = spec.names ? Math.min(150, 10 + 6.5 * Math.max(1, ...spec.columns.map((c) => String(c).length))) : 34;
   const side = Math.max(3, Math.min(spec.names ? 30 : 22, (width - left - 10) / spec.columns.length));
@@ -246,7 +270,12 @@ const drawMatrix = (spec, width) => {
   });
   if (spec.x)
     chart.append(
-      text(left + (side * spec.columns.length) / 2, height - 4, spec.x, { "text-anchor": "middle", class: "axis" }),
+      text(
+        left + (side * spec.columns.length) / 2,
+        height - 4,
+        `${spec.x}; the strongest shade is ${number(largest)}`,
+        { "text-anchor": "middle", class: "axis" },
+      ),
     );
   return chart;
 };

@@ -6,8 +6,11 @@ const remember = () => {
     const said = Array.isArray(value) ? value.map(encodeURIComponent).join(",") : String(value);
     if (said !== String(DEFAULTS[name])) kept.set(name, said);
   }
-  history.replaceState(null, "", `#${kept}`);
+  // Not at once: some browsers refuse a hundred changes in a few seconds, as arrow keys make them.
+  clearTimeout(remembering);
+  remembering = setTimeout(() => history.replaceState(null, "", `#${kept}`), 100);
 };
+let remembering;
 
 const recall = () => {
   const asked = new URLSearchParams(location.hash.slice(1));
@@ -22,14 +25,14 @@ const recall = () => {
   view.query = asked.get("query") ?? "";
   view.marks = asked.get("marks") === "true";
   const named = asked.get("methods");
-  const known = new Set(traces.flatMap(methodsOf));
+  const all = new Set(traces.flatMap(methodsOf));
   view.methods =
     named === null
       ? [...DEFAULTS.methods]
       : named
           .split(",")
           .map(decoded)
-          .filter((name) => known.has(name))
+          .filter((name) => all.has(name))
           .slice(0, MOST_PANES);
 };
 
@@ -41,9 +44,7 @@ const decoded = (text) => {
   }
 };
 
-const sources = () => [
-  ...new Set(traces.map((trace) => trace.source).filter((name) => name !== null && name !== undefined)),
-];
+const sources = () => [...new Set(traces.map((trace) => trace.source).filter(known))];
 
 const control = (name) => document.getElementById(`control-${name}`);
 
@@ -81,7 +82,14 @@ const bindControls = () => {
 
 // j and k, n and p: next and previous trace; m: the next method; /: search.
 const onKey = (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  if (
+    !control("keys").checked ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)
+  )
+    return;
   const actions = {
     j: () => move(1),
     n: () => move(1),
@@ -93,15 +101,6 @@ const onKey = (event) => {
   if (!Object.hasOwn(actions, event.key)) return;
   event.preventDefault();
   actions[event.key]();
-};
-
-const nextMethod = () => {
-  const names = methodsOf(traces[view.trace]);
-  const [first] = shownMethods(traces[view.trace]);
-  view.methods = [names[(names.indexOf(first) + 1) % names.length]];
-  showTrace();
-  say(view.methods[0]);
-  remember();
 };
 
 const showGroups = () => {
@@ -132,7 +131,10 @@ const jump = (event, target) => {
 const start = async () => {
   page = await unpack();
   traces = page.traces;
-  document.querySelector("nav a").addEventListener("click", (event) => jump(event, document.getElementById("traces")));
+  const first = document.getElementById(traces.length ? "traces" : "groups");
+  for (const link of document.querySelectorAll(".skip, nav a")) {
+    link.addEventListener("click", (event) => jump(event, first));
+  }
   document.getElementById("json").addEventListener("click", exportJson);
   if (traces.length) {
     bindControls();
@@ -142,10 +144,10 @@ const start = async () => {
       showList();
       showTrace();
     };
+    document.getElementById("traces").hidden = false;
     restore();
     addEventListener("hashchange", restore);
     addEventListener("keydown", onKey);
-    document.getElementById("traces").hidden = false;
   } else {
     document.querySelector("nav li").remove();
   }

@@ -55,6 +55,7 @@ def page_of(run: Path) -> Page:
 def _group(name: str, policy: dict[str, Any]) -> Figure:
     shown = [measure for measure in TITLES if any(measure in row["scores"] for row in policy["rows"])]
     charts = [_leaderboard(measure, policy["rows"]) for measure in shown]
+    charts.append(_leads(policy["rows"]))
     charts.append(_agreement(policy["agreement"]))
     if policy.get("heads"):
         charts.append(figures.head_map(policy["heads"], KEY_FOCUS_HEADS))
@@ -87,6 +88,26 @@ def _leaderboard(measure: str, rows: list[dict[str, Any]]) -> Figure:
     ]
     shown.sort(key=lambda row: -row["value"])
     return figures.intervals(TITLES[measure], "score", shown, reference=_CHANCE[measure])
+
+
+def _leads(rows: list[dict[str, Any]]) -> Figure:
+    """How far each method is ahead of what knows nothing, pair by pair."""
+    rivals = {"over_shuffled": "its values, shuffled", "over_trivial": "position, length", "over_token": "the token"}
+    told = [
+        [row["name"], TITLES[measure], score["estimate"]["value"], *(_lead(score[rival]) for rival in rivals)]
+        for row in rows
+        if row["kind"] == "method"
+        for measure, score in row["scores"].items()
+    ]
+    columns = ["method", "measure", "score", *(f"over {rival}" for rival in rivals.values())]
+    return figures.table("Paired differences to what knows nothing", columns, told, "With 95 % intervals.")
+
+
+def _lead(lead: dict[str, Any] | None) -> str:
+    if lead is None:
+        return ""
+    bounds = "" if lead["low"] is None else f" [{lead['low']:+.2f}, {lead['high']:+.2f}]"
+    return f"{lead['value']:+.2f}{bounds}"
 
 
 def _agreement(agreement: dict[str, dict[str, float]]) -> Figure:

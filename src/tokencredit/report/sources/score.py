@@ -24,6 +24,7 @@ def page_of(run: Path) -> Page:
             ("model", config["model"]),
             ("traces", f"{len(rows)}, {sum(len(row['tokens']) for row in rows):,} tokens"),
             ("advantages", config["advantages"]),
+            ("methods", config["methods"]),
         ],
         traces=rows,
         groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
