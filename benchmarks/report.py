@@ -1,7 +1,8 @@
 """How soon a report is there, in a real browser: `python benchmarks/report.py`.
 
 A page of 200 traces, of a given number of tokens each under three methods, opened from disk: its size, the time to the
-first paint, and to the page being ready, from the start of the navigation.
+first paint, and to the page being ready, from the start of the navigation. Then one trace of 16,000 tokens: the time
+from a click to the page having been drawn again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,31 @@ def main() -> None:
                 f"{median(found):.0f} [{min(found):.0f}, {max(found):.0f}]" for found in zip(*rounds, strict=True)
             )
             print(f"{length:5} tokens each: {size:.2f} MB, first paint {paint}, ready {ready}")
+        path = write_page(Page("bench", [], [trace(rng, 16_000)], []), Path(folder))
+        rounds = [interactions(browser, path) for _ in range(ROUNDS)]
+        for name in rounds[0]:
+            found = [times[name] for times in rounds]
+            print(f"16,000 tokens, {name}: {median(found):.0f} [{min(found):.0f}, {max(found):.0f}]")
         browser.close()
+
+
+def interactions(browser, path: Path) -> dict[str, float]:
+    tab = browser.new_page()
+    tab.goto(f"file://{path}#methods=atpo")
+    tab.wait_for_selector("body[data-ready]")
+    times = {"ready": tab.evaluate("performance.now()")}
+    drawn = """async act => {
+        const start = performance.now();
+        act();
+        await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+        return performance.now() - start;
+    }"""
+    button = "() => document.querySelectorAll('#methods button')[1].click()"
+    key = "() => document.querySelector('.tokens').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
+    times["second method"] = tab.evaluate(f"({drawn})({button})")
+    times["next token"] = tab.evaluate(f"({drawn})({key})")
+    tab.close()
+    return times
 
 
 def measure(browser, path: Path) -> tuple[float, float]:
