@@ -115,8 +115,9 @@ class CreditTrainer(PPOTrainerSync):
         else:
             end = settings.end_of_reasoning
             rollouts = mark_spans(rollouts, self.tokenizer, settings.splitter, end_of_reasoning=end)
-        number = {uid: i for i, uid in enumerate(dict.fromkeys(data["uid"].tolist()))}
-        group = torch.tensor([number[uid] for uid in data["uid"].tolist()])
+        uids = list(data["uid"])
+        number = {uid: i for i, uid in enumerate(dict.fromkeys(uids))}
+        group = torch.tensor([number[uid] for uid in uids])
         return replace(rollouts, group=group, correct=self._correct(data) >= settings.correct_threshold)
 
     def _correct(self, data: TensorDict) -> Tensor:
@@ -125,7 +126,7 @@ class CreditTrainer(PPOTrainerSync):
         if key is None:
             scores = data["rm_scores"]
             return (scores.to_padded_tensor(0.0) if scores.is_nested else scores).sum(1)
-        given = [(extra or {}).get("reward_extra_info", {}) for extra in data["extra_fields"].tolist()]
+        given = [(extra or {}).get("reward_extra_info", {}) for extra in data["extra_fields"]]
         if missing := [info for info in given if key not in info]:
             raise ValueError(
                 f"algorithm.credit.correct_reward={key} is nothing that the reward function gives: "
