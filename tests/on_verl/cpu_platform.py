@@ -15,6 +15,7 @@ from collections import Counter
 
 import ray
 import torch
+import torch.distributed.fsdp._init_utils as fsdp
 import verl.utils.distributed as distributed
 from transformers import AutoModelForCausalLM
 from verl.plugin.platform.platform_base import PlatformBase
@@ -26,6 +27,9 @@ from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry,
 distributed.initialize_global_process_group_ray = functools.partial(
     distributed.initialize_global_process_group_ray, backend="cpu:gloo"
 )
+
+# FSDP would have parameters on a GPU before it sends them round; gloo sends those of the CPU as well.
+fsdp._check_module_states_for_sync_module_states = lambda states: None
 
 
 class DeviceModule(types.ModuleType):
