@@ -118,7 +118,10 @@ class Server:
         self.step = step
 
     async def generate(self, request_id, prompt_ids, sampling_params, image_data=None, video_data=None, **_):
-        prompt, limit = list(prompt_ids), sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens") or 16
+        prompt, limit = (
+            list(prompt_ids),
+            sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens") or 16,
+        )
         self.asked[self.step, *prompt] += 1
         torch.manual_seed(zlib.crc32(repr((self.step, prompt, self.asked[self.step, *prompt])).encode()))
         given = torch.tensor([prompt])

@@ -23,21 +23,20 @@ HERE = Path(__file__).parent
 MARK = "RECORDINGS"
 SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-REWARD = '''
+REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
     score = sum(map(str.isdigit, solution_str)) / max(1, len(solution_str))
     return {"score": score, "acc": float(score > 0.3)}
-'''
+"""
 
 
 def policy_that_answers(seed=0):
-    """A random policy whose every fourth or so token closes the reasoning, so that spans exist."""
+    """A random policy that closes its reasoning in about half of its completions, so that spans exist."""
     policy, tokenizer = build_policy(SIZE, seed), build_tokenizer()
     with torch.no_grad():
         embedding = policy.model.embed_tokens.weight
-        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 3 * embedding.mean(0) + 0.3 * torch.randn(
-            embedding.shape[1], generator=torch.Generator().manual_seed(seed)
-        )
+        noise = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(seed + 1))
+        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 0.5 * noise
     return policy
 
 
@@ -47,7 +46,7 @@ def write_assets(folder: Path, policy=None) -> Path:
     tokenizer.chat_template = TEMPLATE
     (policy or policy_that_answers()).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    texts = ["Q:a={0}+{0},b=1+{0}?a\n".format(i) + "ok" * (i % 3) for i in range(16)]
+    texts = [f"Q:a={i}+{i},b=1+{i}?a\n" + "ok" * (i % 3) for i in range(16)]
     rows = [
         {
             "data_source": "digits",
@@ -131,16 +130,18 @@ class Run:
     log: str
     metrics: list[dict]
 
-    @property
-    def recordings(self) -> dict[int, list[dict]]:
-        """Step -> the completions with the advantages they were trained on."""
-        files = sorted(self.out.glob("step_*.pt"))
-        return {int(file.stem.split("_")[1]): torch.load(file, weights_only=True) for file in files}
+    def recorded(self, step: int, whose: str = "trained") -> dict[tuple[int, ...], dict]:
+        """Token ids -> a completion of the step, with the advantages it was trained on, or that verl's own trainer
+        has computed ("own")."""
+        rows = torch.load(self.out / f"{whose}_{step}.pt", weights_only=True)
+        return {(*row["prompts"].tolist(), -1, *row["responses"].tolist()): row for row in rows}
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
         """The trained weights of a checkpoint, whole: the shards of both workers, joined."""
         shards = [
-            torch.load(self.out / f"checkpoints/global_step_{step}/actor/model_world_size_2_rank_{rank}.pt", weights_only=False)
+            torch.load(
+                self.out / f"checkpoints/global_step_{step}/actor/model_world_size_2_rank_{rank}.pt", weights_only=False
+            )
             for rank in range(2)
         ]
         local = [{name: getattr(value, "_local_tensor", value) for name, value in shard.items()} for shard in shards]

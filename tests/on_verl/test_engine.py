@@ -62,13 +62,17 @@ def adapted(assets):
 
 @pytest.fixture(scope="module")
 def rollouts():
-    made = make_rollouts(lengths=(14, 9, 12, 14, 1, 11), prompts=(5, 3, 4, 2, 6, 6), answers=(8, 4, -1, 9, -1, 2), seed=5)
+    made = make_rollouts(
+        lengths=(14, 9, 12, 14, 1, 11), prompts=(5, 3, 4, 2, 6, 6), answers=(8, 4, -1, 9, -1, 2), seed=5
+    )
     end = build_tokenizer().convert_tokens_to_ids("</think>")
     ids = made.completion_ids.clone()
     rows = (made.answer_start > 0).nonzero().flatten()
     ids[ids == end] = 9
     ids[rows, made.answer_start[rows] - 1] = end
-    bare = tc.Rollouts(made.prompt_ids, made.prompt_mask, ids, made.completion_mask, group=made.group, correct=made.correct)
+    bare = tc.Rollouts(
+        made.prompt_ids, made.prompt_mask, ids, made.completion_mask, group=made.group, correct=made.correct
+    )
     return tc.mark_spans(bare, build_tokenizer())
 
 

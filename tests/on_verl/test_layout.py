@@ -61,7 +61,9 @@ def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout):
         policy(**inputs, use_cache=False)
     found = read()
     for layer in NEEDS.answer_attention:
-        torch.testing.assert_close(found.answer_attention[layer], expected.answer_attention[layer], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.answer_attention[layer], expected.answer_attention[layer], atol=1e-5, rtol=1e-4
+        )
     (need,) = NEEDS.distances
     for name in ("look_back", "waad", "fai"):
         a, b = getattr(found.distances[need], name), getattr(expected.distances[need], name)
@@ -88,7 +90,10 @@ def test_nested_tokens_and_back():
     rollouts = make_rollouts(lengths=(5, 0, 3), prompts=(2, 4, 1), answers=(3, -1, -1))
     nested = {
         name: torch.nested.as_nested_tensor(
-            [row[real] for row, real in zip(getattr(rollouts, f"{name}_ids"), getattr(rollouts, f"{name}_mask"), strict=True)],
+            [
+                row[real]
+                for row, real in zip(getattr(rollouts, f"{name}_ids"), getattr(rollouts, f"{name}_mask"), strict=True)
+            ],
             layout=torch.jagged,
         )
         for name in ("prompt", "completion")

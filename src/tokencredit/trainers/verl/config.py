@@ -52,7 +52,7 @@ class CreditSettings:
             raise ValueError("name a credit method: +algorithm.credit.method=rhythm, or any of tokencredit.methods()")
         if not OmegaConf.is_dict(node):
             raise ValueError(f"algorithm.credit must be a mapping, with a method; got {node!r}")
-        given: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        given: Any = OmegaConf.to_container(node, resolve=True)
         valid = [f.name for f in fields(cls)]
         if unknown := sorted(map(str, given.keys() - set(valid))):
             raise ValueError(
@@ -109,9 +109,7 @@ def _check_passes(config: Any, name: str, needs: Needs) -> None:
         )
     for key in ("ulysses_sequence_parallel_size", "fsdp_config.ulysses_sequence_parallel_size"):
         if (OmegaConf.select(config, f"{_ACTOR}.{key}") or 1) > 1:
-            raise ValueError(
-                f"{name} reads whole sequences, which {_ACTOR}.{key} splits over devices: set it to 1"
-            )
+            raise ValueError(f"{name} reads whole sequences, which {_ACTOR}.{key} splits over devices: set it to 1")
     temperature = OmegaConf.select(config, "actor_rollout_ref.rollout.temperature")
     if needs.logits and temperature != 1 and OmegaConf.select(config, f"{_MODEL}.use_fused_kernels"):
         raise ValueError(
@@ -128,7 +126,9 @@ def _check_reference(config: Any, needs: Needs) -> None:
             "this method reads what a LoRA adapter changes, but the policy has none: train with an adapter "
             f"({_MODEL}.lora_rank=32), or choose another method"
         )
-    if not (OmegaConf.select(config, f"{_ACTOR}.use_kl_loss") or OmegaConf.select(config, "algorithm.use_kl_in_reward")):
+    if not (
+        OmegaConf.select(config, f"{_ACTOR}.use_kl_loss") or OmegaConf.select(config, "algorithm.use_kl_in_reward")
+    ):
         raise ValueError(
             "this method compares the policy with a reference, and the policy has no adapter to switch off: set "
             f"{_ACTOR}.use_kl_loss=True, so that verl keeps a reference model, or train with an adapter "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def unpack(
         weights = chosen[advantages.sign().long() + 1, torch.arange(len(rollouts))]
         return multiplicative(rollouts, advantages, weights)
     names = ("logprob", "entropy", "reference_logprob", "adapter_residual")
-    by_token = {n: from_nested(fields[f"credit_{n}"], mask) for n in names if f"credit_{n}" in fields}
+    by_token: dict[str, Any] = {n: from_nested(fields[f"credit_{n}"], mask) for n in names if f"credit_{n}" in fields}
     attention = _unpack_attention(needs, mask, fields[_ATTENTION]) if needs.answer_attention else {}
     return method(rollouts, advantages, Signals(answer_attention=attention, **by_token), step=step)
 

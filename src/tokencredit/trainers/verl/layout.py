@@ -7,6 +7,7 @@ padding removed) or one a row, padded on the right.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,9 +75,7 @@ class Layout:
 
     def attention(self, attention: Attention) -> Attention:
         """Attention of the pass on the rollouts' grid."""
-        query, key = (
-            self.on_grid(heads.transpose(1, 2)).transpose(1, 2) for heads in (attention.query, attention.key)
-        )
+        query, key = (self.on_grid(heads.transpose(1, 2)).transpose(1, 2) for heads in (attention.query, attention.key))
         mask = attention.mask
         # One of (R, C), or none, leaves causality to the kernel, and which sequence a token is of to the layout.
         seen = self.mask if mask is None or mask.ndim == 2 else self._square(mask)
@@ -91,7 +90,7 @@ class Layout:
         return (seen & self.mask[:, None, :] & self.mask[:, :, None])[:, None]
 
 
-def _padded(values: Tensor, *, left: bool) -> tuple[Tensor, Tensor]:
+def _padded(values: Any, *, left: bool) -> tuple[Tensor, Tensor]:
     """Nested rows as (B, W) and their mask; W is at least 1."""
     lengths = values.offsets().diff()
     width = max(1, int(lengths.max())) if len(lengths) else 1

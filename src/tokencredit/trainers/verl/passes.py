@@ -49,7 +49,9 @@ def watch_pass(
         def shown(output: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
             own = [predicting(layout.on_grid(state), rollouts) for state in seen]
             if asked.reference:
-                return pack_by_token(rollouts, _beside_reference(asked, micro_batch, rollouts, output, found, own, states))
+                return pack_by_token(
+                    rollouts, _beside_reference(asked, micro_batch, rollouts, output, found, own, states)
+                )
             for hidden in own:
                 states.update(_by_sequence(hidden, rollouts))
             given = _logprob_and_entropy(micro_batch, rollouts, output, found) if asked.needs.logits else (None, None)
