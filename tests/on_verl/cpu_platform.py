@@ -17,6 +17,7 @@ import ray
 import torch
 import torch.distributed.fsdp._init_utils as fsdp
 import verl.utils.distributed as distributed
+import verl.utils.fsdp_utils as fsdp_utils
 from transformers import AutoModelForCausalLM
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
@@ -30,6 +31,8 @@ distributed.initialize_global_process_group_ray = functools.partial(
 
 # FSDP would have parameters on a GPU before it sends them round; gloo sends those of the CPU as well.
 fsdp._check_module_states_for_sync_module_states = lambda states: None
+# It would move them to "cpu:cpu".
+fsdp_utils.load_fsdp_model_to_gpu = lambda module: None
 
 
 class DeviceModule(types.ModuleType):

@@ -31,12 +31,15 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 
 
 def policy_that_answers(seed=0):
-    """A random policy that closes its reasoning in about half of its completions, so that spans exist."""
+    """A random policy that likes to end lines and its reasoning, so that steps and answers exist."""
     policy, tokenizer = build_policy(SIZE, seed), build_tokenizer()
+    noise = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         embedding = policy.model.embed_tokens.weight
-        noise = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(seed + 1))
-        embedding[tokenizer.convert_tokens_to_ids("</think>")] = 0.5 * noise
+        common = 0.5 * torch.randn(embedding.shape[1], generator=noise)
+        for text in ("</think>", "\n"):
+            own = 0.05 * torch.randn(embedding.shape[1], generator=noise)
+            embedding[tokenizer.convert_tokens_to_ids(text)] = common + own
     return policy
 
 

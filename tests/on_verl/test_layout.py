@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_rollouts, tiny_policy
@@ -54,12 +56,7 @@ def inputs_and_layout(request, rollouts):
     return PASSES[request.param](rollouts)
 
 
-def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout):
-    inputs, layout = inputs_and_layout
-    expected = tc.collect(policy, rollouts, NEEDS)
-    with torch.no_grad(), observe(policy, rollouts, NEEDS, on_grid=layout.attention) as read:
-        policy(**inputs, use_cache=False)
-    found = read()
+def expect_same(found, expected):
     for layer in NEEDS.answer_attention:
         torch.testing.assert_close(
             found.answer_attention[layer], expected.answer_attention[layer], atol=1e-5, rtol=1e-4
@@ -68,6 +65,31 @@ def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout):
     for name in ("look_back", "waad", "fai"):
         a, b = getattr(found.distances[need], name), getattr(expected.distances[need], name)
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout):
+    inputs, layout = inputs_and_layout
+    expected = tc.collect(policy, rollouts, NEEDS)
+    with torch.no_grad(), observe(policy, rollouts, NEEDS, on_grid=layout.attention) as read:
+        policy(**inputs, use_cache=False)
+    expect_same(read(), expected)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding"])
+@pytest.mark.parametrize("name", ["sdpa", "windows"])
+def test_masks_that_leave_it_to_the_kernel(rollouts, name, mask):
+    """FlashAttention is given no mask, or one of (R, C), and the window as a number."""
+    policy = tiny_policy(**POLICIES[name])
+    inputs, layout = padded_pass(rollouts)
+    left = None if mask == "none" else inputs["attention_mask"]
+    expected = tc.collect(policy, rollouts, NEEDS)
+
+    def on_grid(attention):
+        return layout.attention(replace(attention, mask=left))
+
+    with torch.no_grad(), observe(policy, rollouts, NEEDS, on_grid=on_grid) as read:
+        policy(**inputs, use_cache=False)
+    expect_same(read(), expected)
 
 
 def test_states_and_logits_are_those_of_the_grid(policy, rollouts, inputs_and_layout):

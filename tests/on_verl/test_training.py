@@ -15,7 +15,6 @@ import torch
 
 pytest.importorskip("verl", reason="verl lives in an environment of its own: make test-verl")
 
-from peft import LoraConfig, get_peft_model
 from run_verl import arguments, finish, policy_that_answers, processes_of, run, start, write_assets
 
 import tokencredit as tc
@@ -31,7 +30,7 @@ LORA = {
     "actor_rollout_ref__model__lora_rank": 4,
     "actor_rollout_ref__model__lora_alpha": 8,
     # The rollouts' server knows no adapters.
-    "+actor_rollout_ref__model__lora__merge": True,
+    "actor_rollout_ref__model__lora__merge": True,
     "actor_rollout_ref__actor__optim__lr": 1e-2,
 }
 PACKED = {
@@ -65,11 +64,11 @@ def rhythm(assets, tmp_path_factory):
     return run(assets, tmp_path_factory.mktemp("rhythm"), STEPS, **changed)
 
 
-def expect_weights_in_step(done):
+def expect_weights_in_step(done, within=1e-4):
     """The rollouts' server generates with the probabilities that the trained policy has."""
     assert [row["step"] for row in done.metrics] == list(range(1, STEPS + 1))
     for row in done.metrics:
-        assert row["training/rollout_probs_diff_max"] < 1e-4
+        assert row["training/rollout_probs_diff_max"] < within
 
 
 def expect_same_training(first, second):
@@ -82,7 +81,7 @@ def expect_same_training(first, second):
         torch.testing.assert_close(values, others[name], atol=1e-5, rtol=1e-4)
 
 
-def rollouts_of(recorded, group_from=None):
+def rollouts_of(recorded, splitter):
     """Recorded completions as rollouts, marked."""
     pad = torch.nn.utils.rnn.pad_sequence
     rows = list(recorded.values())
@@ -94,16 +93,16 @@ def rollouts_of(recorded, group_from=None):
         pad(completions, batch_first=True),
         pad([torch.ones_like(row) for row in completions], batch_first=True),
     )
-    rollouts = tc.mark_spans(tc.Rollouts(ids, mask, grid, real), build_tokenizer())
+    rollouts = tc.mark_spans(tc.Rollouts(ids, mask, grid, real), build_tokenizer(), splitter)
     uids = [row["uid"] for row in rows]
     right = torch.tensor([row["rm_scores"].sum() > 0.3 for row in rows])
     return replace(rollouts, group=torch.tensor([uids.index(uid) for uid in uids]), correct=right)
 
 
-def expect_credit_of_the_library(done, method):
+def expect_credit_of_the_library(done, method, splitter="phrases"):
     """At the first step the policy is still the one on disk: tc.assign gives what was trained on, on two workers."""
     own, trained = done.recorded(1, "own"), done.recorded(1)
-    rollouts = rollouts_of(own)
+    rollouts = rollouts_of(own, splitter)
     assert rollouts.has_answer.any()
     outcome = torch.stack([row["advantages"][0] for row in own.values()])
     expected = tc.assign(policy_that_answers(), rollouts, method, outcome, step=1)
@@ -141,18 +140,24 @@ def test_groups_are_whole_whatever_the_layout(assets, tmp_path, strategy):
         "+algorithm__credit__method": "attnpo",
         "+algorithm__credit__params__heads": str([list(pair) for pair in HEADS]).replace(" ", ""),
         "+algorithm__credit__params__delay": 0,
+        "+algorithm__credit__params__incorrect": True,
+        "+algorithm__credit__splitter": "newline",
         "+algorithm__credit__correct_reward": "acc",
         "actor_rollout_ref__actor__strategy": strategy,
         **PACKED,
     }
     done = run(assets, tmp_path, 1, **credit("recording_tokencredit", **changed))
-    expect_credit_of_the_library(done, tc.method("attnpo", heads=HEADS, delay=0))
+    expect_credit_of_the_library(done, tc.method("attnpo", heads=HEADS, delay=0, incorrect=True), "newline")
+
+
+BFLOAT16 = 2e-2
+"""verl sends an adapter merged into the weights in bfloat16."""
 
 
 def test_arca_compares_the_adapter_on_and_off(assets, tmp_path):
     """Without a KL term: the pass with the adapter off is made for credit alone."""
     done = run(assets, tmp_path, STEPS, **credit(**LORA), **{"+algorithm__credit__method": "arca"})
-    expect_weights_in_step(done)
+    expect_weights_in_step(done, BFLOAT16)
     first, *others = done.metrics
     assert first["credit/residual_max"] == 0
     assert first["credit/gini"] == 0
@@ -164,7 +169,7 @@ def test_divergence_shares_the_reference_pass(assets, tmp_path):
     """With a KL term: verl makes the pass with the adapter off anyway."""
     changed = {"+algorithm__credit__method": "divergence", "actor_rollout_ref__actor__use_kl_loss": True}
     done = run(assets, tmp_path, STEPS, **credit(**LORA, **changed))
-    expect_weights_in_step(done)
+    expect_weights_in_step(done, BFLOAT16)
     first, *others = done.metrics
     assert first["credit/gini"] == 0
     assert all(row["credit/gini"] > 0.02 for row in others)
@@ -203,12 +208,3 @@ def test_a_killed_run_resumes_where_it_was(assets, rhythm, tmp_path):
     last = {row["step"]: row for row in again.metrics}
     assert len(last) == STEPS
     expect_same_training(replace(again, metrics=[last[step] for step in sorted(last)]), rhythm)
-
-
-def test_the_policy_without_adapter_is_the_base():
-    """What the LoRA runs compare with: a fresh adapter changes nothing."""
-    policy = policy_that_answers()
-    ids = torch.arange(3, 9)[None]
-    base = policy(ids).logits
-    adapted = get_peft_model(policy, LoraConfig(r=4, target_modules="all-linear")).eval()
-    assert torch.equal(adapted(ids).logits, base)
