@@ -183,3 +183,15 @@ class Adapter(BaseRollout):
 
 RolloutReplicaRegistry.register("transformers_cpu", lambda: Replica)
 _ROLLOUT_REGISTRY[("transformers_cpu", "async")] = "cpu_platform.Adapter"
+
+
+def register_own_engine():
+    """verl's own engine, which workers get where VERL_ENGINE_VENDOR names a vendor that nobody has registered for."""
+    # Not before there is a platform.
+    from verl.workers.engine import EngineRegistry
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+    EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithLMHead)
+
+
+register_own_engine()

@@ -20,7 +20,6 @@ import torch
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 HERE = Path(__file__).parent
-MARK = "RECORDINGS"
 SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 REWARD = """
@@ -151,7 +150,7 @@ class Run:
         return {name: torch.cat([local[0][name], local[1][name]]) for name in local[0]}
 
 
-def start(arguments: list[str], out: Path) -> subprocess.Popen:
+def start(arguments: list[str], out: Path, **env_changed: str) -> subprocess.Popen:
     """A run with a Ray of its own."""
     out.mkdir(parents=True, exist_ok=True)
     env = {
@@ -160,19 +159,21 @@ def start(arguments: list[str], out: Path) -> subprocess.Popen:
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "cpu_platform,recording",
         "VERL_FILE_LOGGER_PATH": str(out / f"metrics_{time.time_ns()}.jsonl"),
-        MARK: str(out),
+        "RECORDINGS": str(out),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HYDRA_FULL_ERROR": "1",
+        **env_changed,
     }
     # Ray's sockets lie there, and their paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     command = [sys.executable, "-W", "ignore", "-m", "verl.trainer.main_ppo", *arguments]
     command.append(f"+ray_kwargs.ray_init._temp_dir={folder}")
-    return subprocess.Popen(command, cwd=out, env=env, stdout=(out / "log").open("a"), stderr=subprocess.STDOUT)
+    log = (out / "log").open("a")
+    return subprocess.Popen(command, cwd=out, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def finish(process: subprocess.Popen, out: Path, timeout: float = 420) -> Run:
@@ -180,35 +181,39 @@ def finish(process: subprocess.Popen, out: Path, timeout: float = 420) -> Run:
     try:
         process.wait(timeout)
     finally:
-        stop(process, out)
+        stop(process)
     lines = [line for file in sorted(out.glob("metrics_*.jsonl")) for line in file.read_text().splitlines()]
     metrics = [{"step": row["step"], **row["data"]} for row in map(json.loads, lines)]
     return Run(out, process.returncode, (out / "log").read_text(), metrics)
 
 
-def stop(process: subprocess.Popen, out: Path) -> None:
+def stop(process: subprocess.Popen) -> None:
     """End a run, and Ray's processes with it."""
-    for each in processes_of(out):
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+    while running := processes_of(process):
+        for each in running:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.poll()
+        time.sleep(0.2)
     process.wait()
     for argument in process.args:
         if "_temp_dir=" in argument:
             shutil.rmtree(argument.split("=")[1], ignore_errors=True)
 
 
-def processes_of(out: Path, name: str = "") -> list[int]:
-    """The processes of a run, known by what they have in their environment; those with `name` in their title."""
+def processes_of(process: subprocess.Popen, name: str = "") -> list[int]:
+    """The living processes of a run's session; those with `name` in their title."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            marked = f"{MARK}={out}\0".encode() in (folder / "environ").read_bytes()
-            if marked and name.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            number, title = int(folder.name), (folder / "cmdline").read_bytes()
+            # A process that has ended, and that nobody has waited for, has no title.
+            if title and os.getsid(number) == process.pid and name.encode() in title:
+                found.append(number)
     return found
 
 
-def run(assets: Path, out: Path, steps: int, **changed) -> Run:
-    done = finish(start(arguments(assets, out, steps, **changed), out), out)
+def run(assets: Path, out: Path, steps: int, env: dict[str, str] | None = None, **changed) -> Run:
+    done = finish(start(arguments(assets, out, steps, **changed), out, **(env or {})), out)
     assert done.code == 0, done.log[-6000:]
     return done

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("verl", reason="verl lives in an environment of its own: make test-verl")
 
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl.trainer.ppo.utils import need_reference_policy
+from verl.utils.config import validate_config
 
 import tokencredit as tc
 from tokencredit.trainers.verl.config import CreditSettings, check_run
 from tokencredit.trainers.verl.trainer import CreditTrainer
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LORA = "actor_rollout_ref.model.lora_rank=8"
 
 
@@ -88,3 +95,16 @@ def test_what_reads_nothing_runs_without_the_pass():
     made(
         *credit("position"), "algorithm.rollout_correction.bypass_mode=True", "actor_rollout_ref.actor.strategy=veomni"
     )
+
+
+@pytest.mark.parametrize("example", ["verl_8_gpus.sh", "verl_two_nodes.sh"])
+def test_examples_are_what_verl_understands(example):
+    words = shlex.split((EXAMPLES / example).read_text().replace("\\\n", " "), comments=True)
+    given = words[words.index("verl.trainer.main_ppo") + 1 : words.index("$@")]
+    config = config_of(*(word for word in given if word != "algorithm.adv_estimator=grpo"))
+    method = CreditSettings.of(config).build()
+    check_run(config, method.name, method.needs)
+    OmegaConf.resolve(config)
+    # For an adapter verl would look at vLLM itself.
+    config.actor_rollout_ref.model.lora_rank = 0
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)

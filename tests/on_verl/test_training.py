@@ -52,9 +52,14 @@ def assets(tmp_path_factory):
     return write_assets(tmp_path_factory.mktemp("assets"))
 
 
+OWN_ENGINE = {"VERL_ENGINE_VENDOR": "nobody"}
+
+
 @pytest.fixture(scope="module")
 def verls_own(assets, tmp_path_factory):
-    return run(assets, tmp_path_factory.mktemp("own"), STEPS, trainer__v1__trainer_mode="recording_sync")
+    """verl's own trainer, engine and GRPO."""
+    out = tmp_path_factory.mktemp("own")
+    return run(assets, out, STEPS, OWN_ENGINE, trainer__v1__trainer_mode="recording_sync")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +203,7 @@ def test_a_killed_run_resumes_where_it_was(assets, rhythm, tmp_path):
     deadline = time.monotonic() + 300
     while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.kill(processes_of(tmp_path, "ray::WorkerDict")[0], signal.SIGKILL)
+    os.kill(processes_of(process, "ray::WorkerDict")[0], signal.SIGKILL)
     broken = finish(process, tmp_path)
     assert broken.code != 0
     assert not (tmp_path / f"checkpoints/global_step_{STEPS}").exists()
@@ -208,3 +213,11 @@ def test_a_killed_run_resumes_where_it_was(assets, rhythm, tmp_path):
     last = {row["step"]: row for row in again.metrics}
     assert len(last) == STEPS
     expect_same_training(replace(again, metrics=[last[step] for step in sorted(last)]), rhythm)
+
+
+def test_workers_without_the_plugin_are_noticed(assets, tmp_path):
+    """They have verl's own engine, which ships no signals."""
+    given = arguments(assets, tmp_path, 1, **credit(**RHYTHM))
+    done = finish(start(given, tmp_path, **OWN_ENGINE), tmp_path)
+    assert done.code != 0
+    assert "the workers have not shipped what rhythm reads" in done.log

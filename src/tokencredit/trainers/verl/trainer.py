@@ -94,14 +94,14 @@ class CreditTrainer(PPOTrainerSync):
 
     def _fetch(self, batch: Any) -> TensorDict:
         """The batch's fields that credit is computed from."""
-        given, asked = {"keys": batch.keys, "partition_id": batch.partition_id}, shipped(self.credit_method.needs)
-        try:
-            return tq.kv_batch_get(select_fields=[*_READ, *asked], **given)
-        except ValueError as error:
+        asked = shipped(self.credit_method.needs)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*_READ, *asked])
+        if missing := [name for name in asked if name not in data]:
             raise ValueError(
-                f"the workers have not shipped what {self.credit_method.name} reads ({', '.join(asked)}): "
+                f"the workers have not shipped what {self.credit_method.name} reads ({', '.join(missing)}): "
                 "run `tokencredit doctor` on each node, which says whether verl can load the plugin there"
-            ) from error
+            )
+        return data
 
     def _rollouts(self, data: TensorDict, real: Tensor) -> Rollouts:
         """The batch's completions, marked, in the batch's order; `real` where verl has not made them up as padding."""
