@@ -23,8 +23,13 @@ def process_group():
         torch.distributed.init_process_group("cpu:gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
 
 
-def engine(model: Path, strategy: str = "fsdp2", **config):
-    """The engine that verl's registry gives a worker; `config` is of the model: lora_rank, use_remove_padding, ..."""
+def engine(model: Path, strategy: str = "fsdp2", bucket: int | None = None, **config):
+    """The engine that verl's registry gives a worker.
+
+    Args:
+        bucket: packed rows are filled up to a multiple of it.
+        config: of the model: lora_rank, ...
+    """
     process_group()
     attention = {"attn_implementation": "sdpa"}
     made = EngineRegistry.new(
@@ -36,6 +41,8 @@ def engine(model: Path, strategy: str = "fsdp2", **config):
         engine_config=FSDPEngineConfig(
             strategy=strategy,
             use_torch_compile=False,
+            pad_to_length=bucket is not None,
+            pad_to_length_bucket=bucket or 1024,
             model_dtype="fp32",
             mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
         ),

@@ -9,6 +9,7 @@ pytest.importorskip("verl", reason="verl lives in an environment of its own: mak
 
 from conftest import make_rollouts
 from engines import batch_of, engine, log_prob_pass
+from peft import LoraConfig, PeftModel, get_peft_model
 from run_verl import policy_that_answers, write_assets
 
 import tokencredit as tc
@@ -44,20 +45,44 @@ def assets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engines(assets):
-    """strategy -> engine, made once."""
+    """Name -> engine, made once."""
     made = {}
-    return lambda strategy: made.setdefault(strategy, engine(assets / "model", strategy))
+    settings = {"fsdp2": {}, "fsdp": {}, "fsdp2, filled up": {"bucket": 64}}
+
+    def get(name):
+        if name not in made:
+            made[name] = engine(assets / "model", name.split(",")[0], **settings[name])
+        return made[name]
+
+    return get
 
 
 @pytest.fixture(scope="module")
-def adapted(assets):
-    """An engine whose LoRA adapter has moved."""
-    made = engine(assets / "model", lora_rank=4, lora_alpha=8)
+def adapter(tmp_path_factory):
+    """The folder of a LoRA adapter that has moved."""
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted = get_peft_model(
+        policy_that_answers(),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
     torch.manual_seed(3)
-    for name, p in made.module.named_parameters():
+    for name, p in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(getattr(p, "_local_tensor", p).data, std=0.2)
-    return made
+            torch.nn.init.normal_(p, std=0.2)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fsdp2", "fsdp"])
+def adapted(request, assets, adapter):
+    """An engine with that adapter."""
+    return engine(assets / "model", request.param, lora_rank=4, lora_adapter_path=str(adapter))
+
+
+@pytest.fixture(scope="module")
+def whole(adapter):
+    """A plain PEFT policy with that adapter."""
+    return PeftModel.from_pretrained(policy_that_answers(), adapter).eval()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +114,7 @@ def expect_same(found, expected):
         torch.testing.assert_close(found.diagnostics[name], values, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp", "fsdp2, filled up"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", METHODS)
 def test_credit_is_the_librarys_in_every_layout(engines, rollouts, name, layout, strategy):
@@ -124,9 +149,9 @@ def test_log_probs_are_read_at_temperature_one(engines, rollouts, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("name", ["arca", "divergence"])
-def test_the_adapter_is_off_in_the_reference_pass(adapted, rollouts, name, layout, temperature):
+def test_the_adapter_is_off_in_the_reference_pass(adapted, whole, rollouts, name, layout, temperature):
     method = tc.method(name)
-    expected = tc.assign(whole(adapted), rollouts, method, OUTCOME)
+    expected = tc.assign(whole, rollouts, method, OUTCOME)
     data = batch_of(rollouts, **LAYOUTS[layout], temperature=temperature)
     on, off = (log_prob_pass(adapted, data, method, reference=side) for side in (False, True))
     assert not {n for n in on if n.startswith("credit_")} & {n for n in off if n.startswith("credit_")}
@@ -139,24 +164,14 @@ def test_a_reference_pass_alone_is_refused(adapted, rollouts):
         log_prob_pass(adapted, batch_of(rollouts), tc.method("arca"), reference=True)
 
 
-def test_same_completions_twice_share_a_state(adapted, rollouts):
+def test_same_completions_twice_share_a_state(adapted, whole, rollouts):
     method, rows = tc.method("arca"), torch.tensor([0, 0, 1, 2, 3, 0])
     twice = rollouts.rows(rows)
     data = batch_of(twice, micro_batch=2)
     on, off = (log_prob_pass(adapted, data, method, reference=side) for side in (False, True))
-    expected = tc.assign(whole(adapted), twice, method, OUTCOME)
+    expected = tc.assign(whole, twice, method, OUTCOME)
     expect_same(credit_of(on | off, twice, method), expected)
 
 
 def test_verls_registry_gives_a_worker_our_engine(engines):
     assert type(engines("fsdp2")) is CreditEngine
-
-
-def whole(engine):
-    """A plain PEFT policy with the engine's weights."""
-    from peft import LoraConfig, get_peft_model
-
-    policy = get_peft_model(policy_that_answers(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
-    state = {name: getattr(p, "full_tensor", lambda p=p: p)() for name, p in engine.module.state_dict().items()}
-    policy.load_state_dict(state)
-    return policy.eval()

@@ -31,7 +31,7 @@ def packed_pass(rollouts, extra=0):
     """A model's inputs with all sequences in one row, `extra` tokens of padding behind; and their layout."""
     rows = [*sequences(rollouts), *([torch.zeros(extra, dtype=torch.long)] if extra else [])]
     ids, positions = torch.cat(rows)[None], torch.cat([torch.arange(len(row)) for row in rows])[None]
-    return {"input_ids": ids, "position_ids": positions}, Layout.packed(rollouts, ids.shape[1])
+    return {"input_ids": ids, "position_ids": positions}, Layout.packed(rollouts)
 
 
 def padded_pass(rollouts):

@@ -12,13 +12,13 @@ from verl.utils.device import get_device_id
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from tokencredit.trainers.verl.fields import ASKED
-from tokencredit.trainers.verl.passes import Shown, States, watch_pass
+from tokencredit.trainers.verl.passes import States, WatchedPass, watch_pass
 
 
 class CreditEngine(FSDPEngineWithLMHead):
     """Makes no pass of its own, and leaves verl's as they are: its output has some fields more."""
 
-    _shown: Shown | None = None
+    _watched: WatchedPass | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,14 +40,14 @@ class CreditEngine(FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
         on_device = micro_batch.to(get_device_id())
         tokenizer = self.model_config.tokenizer
-        with watch_pass(self.module, on_device, asked, tokenizer, self._states) as self._shown:
+        with watch_pass(self.module, on_device, asked, tokenizer, self._states) as self._watched:
             try:
                 return super().forward_step(on_device, loss_function, forward_only)
             finally:
-                self._shown = None
+                self._watched = None
 
     def prepare_model_outputs(
         self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, Tensor]:
         found = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        return found if self._shown is None else found | self._shown(output, found)
+        return found if self._watched is None else found | self._watched.fields(output, found)

@@ -46,7 +46,7 @@ class Layout:
     Attributes:
         index: (B, N) long, the place of each token among the pass's R * C places, row after row; any on padding.
         mask: (B, N) bool, the real tokens.
-        width: C.
+        width: C, or less where what is behind is nobody's.
     """
 
     index: Tensor
@@ -54,10 +54,10 @@ class Layout:
     width: int
 
     @classmethod
-    def packed(cls, rollouts: Rollouts, width: int) -> Layout:
-        """All sequences in one row of `width` places, one behind the other."""
+    def packed(cls, rollouts: Rollouts) -> Layout:
+        """All sequences in one row, one behind the other."""
         lengths = rollouts.attention_mask.sum(1)
-        return cls._from(rollouts, lengths.cumsum(0) - lengths, width)
+        return cls._from(rollouts, lengths.cumsum(0) - lengths, int(lengths.sum()))
 
     @classmethod
     def padded(cls, rollouts: Rollouts) -> Layout:

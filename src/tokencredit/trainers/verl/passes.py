@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,11 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, Signals, causal_lm, observe
 from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
 from tokencredit.signals.logits import logprob_and_entropy_of
+from tokencredit.signals.observe import ReadSignals
 from tokencredit.steps import mark_spans
 from tokencredit.trainers.verl.fields import Asked, pack, pack_by_token
 from tokencredit.trainers.verl.layout import Layout, rollouts_of
 
-Shown = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
-"""Function of a pass's raw output, and of what verl made of it, to the fields to ship."""
 States = dict[bytes, Tensor]
 """The states that predict a completion's tokens, (T_i, D), under the ids of its whole sequence."""
 
@@ -28,7 +28,7 @@ States = dict[bytes, Tensor]
 @contextmanager
 def watch_pass(
     policy: nn.Module, micro_batch: TensorDict, asked: Asked, tokenizer: Any, states: States
-) -> Iterator[Shown]:
+) -> Iterator[WatchedPass]:
     """While open, verl's forward pass over a micro-batch is watched; it computes what it would.
 
     Args:
@@ -38,67 +38,73 @@ def watch_pass(
     rollouts = rollouts_of(micro_batch["prompts"], micro_batch["responses"])
     if not asked.reference:
         rollouts = mark_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
-    layout = _layout_of(micro_batch, rollouts)
+    packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
+    layout = Layout.packed(rollouts) if packed else Layout.padded(rollouts)
+    temperature = torch.as_tensor(tu.get_non_tensor_data(micro_batch, "temperature", default=1.0))
     with ExitStack() as stack:
         # The reference's log-probs are computed from the pass's output, and watched by nobody.
         watched = Needs() if asked.reference else asked.needs
         read = stack.enter_context(observe(policy, rollouts, watched, on_grid=layout.attention))
         by_states = asked.method.needs.adapter_residual
         seen = stack.enter_context(watch_final_states(causal_lm(policy))) if by_states else []
-
-        def shown(output: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
-            own = [predicting(layout.on_grid(state), rollouts) for state in seen]
-            if asked.reference:
-                return pack_by_token(
-                    rollouts, _beside_reference(asked, micro_batch, rollouts, output, found, own, states)
-                )
-            for hidden in own:
-                states.update(_by_sequence(hidden, rollouts))
-            given = _logprob_and_entropy(micro_batch, rollouts, output, found) if asked.needs.logits else (None, None)
-            return pack(asked.method, rollouts, read(logprob=given[0], entropy=given[1]))
-
-        yield shown
+        yield WatchedPass(asked, rollouts, layout, bool((temperature != 1).any()), read, seen, states)
 
 
-def _beside_reference(
-    asked: Asked,
-    micro_batch: TensorDict,
-    rollouts: Rollouts,
-    output: Any,
-    found: dict[str, Tensor],
-    own: list[Tensor],
-    states: States,
-) -> Signals:
-    """The signals that a pass over the reference shows."""
-    logprob = residual = None
-    if asked.needs.reference_logprob:
-        logprob, _ = _logprob_and_entropy(micro_batch, rollouts, output, found)
-    if own:
-        residual = state_distance(_of_policy(own[0], rollouts, states), own[0], rollouts)
-    return Signals(reference_logprob=logprob, adapter_residual=residual)
+@dataclass(frozen=True)
+class WatchedPass:
+    """A pass over rollouts, and what has been seen of it.
 
+    Attributes:
+        tempered: verl's log-probs and entropies are at another temperature than 1.
+        read: reads the signals of attention.
+        seen: the pass's final states, where the method compares them.
+        states: the policy's, of this worker's completions.
+    """
 
-def _layout_of(micro_batch: TensorDict, rollouts: Rollouts) -> Layout:
-    packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
-    return Layout.packed(rollouts, micro_batch["input_ids"].values().shape[0]) if packed else Layout.padded(rollouts)
+    asked: Asked
+    rollouts: Rollouts
+    layout: Layout
+    tempered: bool
+    read: ReadSignals
+    seen: list[Tensor]
+    states: States
 
+    def fields(self, output: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The fields to ship, from the pass's raw output and from what verl has made of it."""
+        own = [predicting(self.layout.on_grid(state), self.rollouts) for state in self.seen]
+        if self.asked.reference:
+            return pack_by_token(self.rollouts, self._beside_policy(output, found, own))
+        for hidden in own:
+            self.states.update(_by_sequence(hidden, self.rollouts))
+        wanted = self.asked.needs.logits
+        logprob, entropy = self._logprob_and_entropy(output, found) if wanted else (None, None)
+        return pack(self.asked.method, self.rollouts, self.read(logprob=logprob, entropy=entropy))
 
-def _logprob_and_entropy(
-    micro_batch: TensorDict, rollouts: Rollouts, output: Any, found: dict[str, Tensor]
-) -> tuple[Tensor, Tensor | None]:
-    """(B, T) each, at temperature 1, whatever temperature verl has them at; no entropy where verl computes none."""
-    predicts = slice(rollouts.prompt_ids.shape[1] - 1, -1)
-    temperature = tu.get_non_tensor_data(micro_batch, "temperature", default=1.0)
-    if bool((torch.as_tensor(temperature) != 1).any()):
-        places = _layout_of(micro_batch, rollouts).index[:, predicts]
-        return logprob_and_entropy_of(output.logits.flatten(0, 1), places, rollouts)
-    nested = {name: found[name].values()[None] for name in ("log_probs", "entropy") if name in found}
-    packed = Layout.packed(rollouts, nested["log_probs"].shape[1])
-    grid = {
-        name: packed.on_grid(values)[:, predicts].float().masked_fill(~rollouts.completion_mask, 0.0)
-        for name, values in nested.items()
-    }
-    return grid["log_probs"], grid.get("entropy")
+    def _beside_policy(self, output: Any, found: dict[str, Tensor], own: list[Tensor]) -> Signals:
+        """The signals of a pass over the reference."""
+        logprob = residual = None
+        if self.asked.needs.reference_logprob:
+            logprob, _ = self._logprob_and_entropy(output, found)
+        if own:
+            policys = _of_policy(own[0], self.rollouts, self.states)
+            residual = state_distance(policys, own[0], self.rollouts)
+        return Signals(reference_logprob=logprob, adapter_residual=residual)
+
+    def _logprob_and_entropy(self, output: Any, found: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(B, T) each, at temperature 1; no entropy where verl computes none."""
+        rollouts = self.rollouts
+        predicts = slice(rollouts.prompt_ids.shape[1] - 1, -1)
+        if self.tempered:
+            return logprob_and_entropy_of(output.logits.flatten(0, 1), self.layout.index[:, predicts], rollouts)
+        packed = Layout.packed(rollouts)
+        grid = {
+            name: packed.on_grid(found[name].values()[None])[:, predicts]
+            .float()
+            .masked_fill(~rollouts.completion_mask, 0.0)
+            for name in ("log_probs", "entropy")
+            if name in found
+        }
+        return grid["log_probs"], grid.get("entropy")
 
 
 def _by_sequence(hidden: Tensor, rollouts: Rollouts) -> States:
