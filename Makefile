@@ -22,9 +22,9 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt "$(OLDEST_TRL)" -e ".[dev]"
 	.venv-oldest/bin/python -m pytest tests/trainers tests/cli/test_train.py $(ARGS)
 
-# verl's adapter, in an environment of its own: verl takes other versions of transformers than TRL.
-test-verl: .venv-verl/.ready
-	.venv-verl/bin/python -m pytest tests/on_verl tests/cli/test_doctor.py $(ARGS)
+# verl's adapter, in an environment of its own, which verl cannot share with TRL. One test compares the two adapters.
+test-verl: $(READY) .venv-verl/.ready
+	TRL_PYTHON=$(BIN)/python .venv-verl/bin/python -m pytest tests/on_verl tests/cli/test_doctor.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
