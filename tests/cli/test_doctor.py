@@ -48,7 +48,7 @@ def test_a_version_out_of_range_is_named(monkeypatch):
 def test_a_plugin_that_verl_is_told_to_leave_is_named(monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
     monkeypatch.setattr(doctor, "_version", lambda package: "0.9.1")
-    monkeypatch.setattr(doctor, "_import_error", lambda module: "")
+    monkeypatch.setattr(doctor, "_error_of", lambda code: "")
     monkeypatch.setattr(doctor, "_supported", lambda package: None)
     monkeypatch.setattr(doctor, "entry_points", lambda **_: ("tokencredit",))
     assert (
@@ -59,3 +59,13 @@ def test_a_plugin_that_verl_is_told_to_leave_is_named(monkeypatch):
 def test_what_loads_has_no_reason(monkeypatch):
     monkeypatch.delenv("VERL_USE_EXTERNAL_PLUGINS", raising=False)
     assert examine(Adapter("torch", "torch")) == Finding("loads")
+
+
+def test_a_trl_that_verl_cannot_live_with_is_named(monkeypatch):
+    """The supported range of TRL has dropped a class that verl 0.9 asks for."""
+    pytest.importorskip("trl", reason="verl lives in an environment of its own")
+    monkeypatch.setattr(doctor, "_out_of_range", lambda package: "")
+    monkeypatch.setattr(doctor, "_import_error", lambda module: "")
+    monkeypatch.setattr(doctor, "_hidden_from_verl", lambda: "")
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
+    assert "pip uninstall trl" in examine(Adapter("verl", "tokencredit.trainers.verl.plugin")).why

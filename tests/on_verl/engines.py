@@ -57,7 +57,9 @@ def nested(rows):
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def batch_of(rollouts, *, remove_padding=False, micro_batch=None, token_budget=None, temperature=1.0):
+def batch_of(
+    rollouts, *, remove_padding=False, micro_batch=None, token_budget=None, temperature=1.0, use_fused_kernels=False
+):
     """Rollouts as verl's workers get them; micro-batches of a fixed size, or up to a budget of tokens."""
     prompts = [ids[real] for ids, real in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
     completions = [ids[real] for ids, real in zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)]
@@ -80,7 +82,7 @@ def batch_of(rollouts, *, remove_padding=False, micro_batch=None, token_budget=N
         micro_batch_size_per_gpu=micro_batch or len(rollouts),
         temperature=temperature,
         calculate_entropy=True,
-        use_fused_kernels=False,
+        use_fused_kernels=use_fused_kernels,
     )
     return data
 

@@ -11,6 +11,7 @@ from conftest import make_rollouts
 from engines import batch_of, engine, log_prob_pass
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_verl import policy_that_answers, write_assets
+from transformers import Qwen3ForCausalLM
 
 import tokencredit as tc
 from tokencredit.testbed.policy import build_tokenizer
@@ -171,6 +172,19 @@ def test_same_completions_twice_share_a_state(adapted, whole, rollouts):
     on, off = (log_prob_pass(adapted, data, method, reference=side) for side in (False, True))
     expected = tc.assign(whole, twice, method, OUTCOME)
     expect_same(credit_of(on | off, twice, method), expected)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed, by tokens"])
+@pytest.mark.parametrize("name", ["surprisal", "entropy", "rhythm"])
+def test_fused_kernels_show_the_same(assets, rollouts, monkeypatch, name, layout):
+    """verl's log-probs then come without logits."""
+    method = tc.method(name, **METHODS[name])
+    expected = tc.assign(policy_that_answers(), rollouts, method, OUTCOME)
+    # verl replaces it for all models of the class.
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", Qwen3ForCausalLM.forward)
+    made = engine(assets / "model", use_fused_kernels=True, fused_kernel_options={"impl_backend": "torch"})
+    data = batch_of(rollouts, **LAYOUTS[layout], use_fused_kernels=True)
+    expect_same(credit_of(log_prob_pass(made, data, method), rollouts, method), expected)
 
 
 def test_verls_registry_gives_a_worker_our_engine(engines):

@@ -29,6 +29,12 @@ _PACKAGES = (
     "vllm",
 )
 _POLICY = "VERL_USE_EXTERNAL_PLUGINS"
+_VALUE_HEAD = """
+try:
+    from trl.experimental.ppo import AutoModelForCausalLMWithValueHead
+except ImportError:
+    from trl import AutoModelForCausalLMWithValueHead
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def examine(adapter: Adapter) -> Finding:
         return Finding("missing", f'pip install "tokencredit[{adapter.package}]"')
     why = _out_of_range(adapter.package) or _import_error(adapter.module)
     if not why and adapter.package == "verl":
-        why = _hidden_from_verl()
+        why = _hidden_from_verl() or _broken_by_trl()
     return Finding("fails", why) if why else Finding("loads")
 
 
@@ -105,12 +111,17 @@ def _out_of_range(package: str) -> str:
 
 
 def _import_error(module: str) -> str:
-    """What importing a module raises, in a process of its own; empty where nothing. verl swallows it."""
+    """What importing a module raises; empty where nothing. verl swallows it."""
+    error = _error_of(f"import {module}")
+    return f"importing {module} failed: {error}" if error else ""
+
+
+def _error_of(code: str) -> str:
+    """The last line of what Python says of some code, in a process of its own; empty where it runs."""
     env = {**os.environ, _POLICY: "none"}
-    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    lines = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else f"importing {module} failed: {lines[-1] if lines else 'no message'}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True)
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return lines[-1] if done.returncode else ""
 
 
 def _hidden_from_verl() -> str:
@@ -121,3 +132,13 @@ def _hidden_from_verl() -> str:
     if policy != "auto" and "tokencredit" not in [name.strip() for name in policy.split(",")]:
         return f"{_POLICY}={policy} keeps verl from loading the plugin: unset it, or add tokencredit to it"
     return ""
+
+
+def _broken_by_trl() -> str:
+    """Why verl could build no model beside the TRL that is installed; empty where it can, or there is none."""
+    if _version("trl") is None or not _error_of(_VALUE_HEAD):
+        return ""
+    return (
+        f"when verl builds a model it looks for a class that trl {_version('trl')} has no more: keep TRL out of "
+        "verl's environment (pip uninstall trl)"
+    )
