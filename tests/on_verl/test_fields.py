@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import make_rollouts, tiny_lora_policy
 
 import tokencredit as tc
+from tokencredit.credit import multiplicative
+from tokencredit.signals import Needs
 from tokencredit.trainers.verl.fields import marked, pack, shipped, unpack
 
 HEADS = ((1, 2), (3, 0))
@@ -40,3 +43,23 @@ def test_credit_survives_the_journey(name, params):
     assert found.diagnostics.keys() == expected.diagnostics.keys()
     for key, values in expected.diagnostics.items():
         assert torch.equal(found.diagnostics[key], values), key
+
+
+@dataclass(frozen=True)
+class OneHeadOfEach:
+    """Weighs by one head of each of two layers, and differently: no head may come from elsewhere."""
+
+    name: ClassVar[str] = "one head of each"
+    needs: ClassVar[Needs] = Needs(answer_attention=frozenset({-1, 1}), group=True)
+
+    def __call__(self, rollouts, advantages, signals, step=None):
+        read = signals.answer_attention
+        return multiplicative(rollouts, advantages, read[-1][:, 0] + 3 * read[1][:, 2])
+
+
+def test_heads_arrive_where_they_were():
+    rollouts, method = make_rollouts(), OneHeadOfEach()
+    signals, outcome = tc.collect(tiny_lora_policy(), rollouts, method.needs), torch.tensor([1.0, -1.0, 0.5, 2.0])
+    expected = method(rollouts, outcome, signals).advantages
+    assert expected.std() > 0.01
+    assert torch.equal(unpack(method, rollouts, outcome, pack(method, rollouts, signals), 0).advantages, expected)

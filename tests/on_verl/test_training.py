@@ -41,9 +41,9 @@ MODEL = {
 PACKED = {
     "actor_rollout_ref__model__use_remove_padding": True,
     "actor_rollout_ref__actor__use_dynamic_bsz": True,
-    "actor_rollout_ref__actor__ppo_max_token_len_per_gpu": 100,
+    "actor_rollout_ref__actor__ppo_max_token_len_per_gpu": 160,
     "actor_rollout_ref__rollout__log_prob_use_dynamic_bsz": True,
-    "actor_rollout_ref__rollout__log_prob_max_token_len_per_gpu": 100,
+    "actor_rollout_ref__rollout__log_prob_max_token_len_per_gpu": 160,
 }
 HEADS = ((0, 1), (1, 0))
 
