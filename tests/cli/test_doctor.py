@@ -20,7 +20,10 @@ def run():
 
 
 @pytest.mark.parametrize("package", ["trl", "verl"])
-def test_each_adapter_loads_or_is_missing(package):
+def test_each_adapter_loads_or_is_missing(package, monkeypatch):
+    # Of the tests of verl's adapter, which may run in the same process.
+    for name in ("VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES", "VERL_USE_EXTERNAL_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
     result = run()
     assert result.exit_code == 0, result.output
     installed = find_spec(package) is not None

@@ -18,6 +18,7 @@ import torch
 import torch.distributed.fsdp._init_utils as fsdp
 import verl.utils.distributed as distributed
 import verl.utils.fsdp_utils as fsdp_utils
+from torch.distributed.fsdp import OffloadPolicy
 from transformers import AutoModelForCausalLM
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
@@ -33,6 +34,8 @@ distributed.initialize_global_process_group_ray = functools.partial(
 fsdp._check_module_states_for_sync_module_states = lambda states: None
 # It would move them to "cpu:cpu".
 fsdp_utils.load_fsdp_model_to_gpu = lambda module: None
+# A reference model is kept in pinned memory, which only an accelerator has.
+fsdp_utils.CPUOffloadPolicy = lambda pin_memory: OffloadPolicy()
 
 
 class DeviceModule(types.ModuleType):
