@@ -23,9 +23,12 @@ HERE = Path(__file__).parent
 SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 REWARD = """
-def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    score = sum(map(str.isdigit, solution_str)) / max(1, len(solution_str))
-    return {"score": score, "acc": float(score > 0.3)}
+def digits(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    return sum(map(str.isdigit, solution_str)) / max(1, len(solution_str))
+
+def variety(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    score = len(set(solution_str)) / max(1, len(solution_str))
+    return {"score": score, "acc": float(score > 0.4)}
 """
 
 
@@ -102,7 +105,7 @@ def arguments(assets: Path, out: Path, steps: int, **changed) -> list[str]:
         f"{rollout}.load_format": "auto",
         "reward.num_workers": 1,
         "reward.custom_reward_function.path": assets / "reward.py",
-        "reward.custom_reward_function.name": "compute_score",
+        "reward.custom_reward_function.name": "digits",
         "trainer.logger": "[file]",
         "trainer.total_training_steps": steps,
         "trainer.total_epochs": 10,

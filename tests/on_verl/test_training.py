@@ -105,7 +105,7 @@ def rollouts_of(recorded, splitter):
     )
     rollouts = tc.mark_spans(tc.Rollouts(ids, mask, grid, real), build_tokenizer(), splitter)
     uids = [row["uid"] for row in rows]
-    right = torch.tensor([row["rm_scores"].sum() > 0.3 for row in rows])
+    right = torch.tensor([row["rm_scores"].sum() > 0.4 for row in rows])
     return replace(rollouts, group=torch.tensor([uids.index(uid) for uid in uids]), correct=right)
 
 
@@ -154,6 +154,7 @@ def test_groups_are_whole_whatever_the_layout(assets, tmp_path, strategy):
         "+algorithm__credit__params__incorrect": True,
         "+algorithm__credit__splitter": "newline",
         "+algorithm__credit__correct_reward": "acc",
+        "reward__custom_reward_function__name": "variety",
         "actor_rollout_ref__actor__strategy": strategy,
         "data__train_batch_size": 3,
         "actor_rollout_ref__actor__ppo_mini_batch_size": 2,
