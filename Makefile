@@ -6,7 +6,7 @@ READY := .venv/.ready
 
 OLDEST_TRL := trl==1.14.0
 
-.PHONY: quickstart test test-oldest check bench results clean
+.PHONY: quickstart test test-oldest test-verl check bench results clean
 
 quickstart: $(READY)
 	$(BIN)/tokencredit quickstart $(ARGS)
@@ -21,6 +21,10 @@ test-oldest:
 	grep -v "^trl==" constraints.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt "$(OLDEST_TRL)" -e ".[dev]"
 	.venv-oldest/bin/python -m pytest tests/trainers tests/cli/test_train.py $(ARGS)
+
+# verl's adapter, in an environment of its own, which verl cannot share with TRL. One test compares the two adapters.
+test-verl: $(READY) .venv-verl/.ready
+	TRL_PYTHON=$(BIN)/python .venv-verl/bin/python -m pytest tests/on_verl tests/cli/test_doctor.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -37,11 +41,17 @@ results: $(READY)
 	$(BIN)/python results/make.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-verl .pytest_cache .mypy_cache .ruff_cache
 
 # torch goes first and alone: a range would fetch another build of it.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv-verl/.ready: pyproject.toml constraints-verl.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt -e ".[verl]" pytest
 	touch $@

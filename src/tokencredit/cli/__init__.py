@@ -8,6 +8,7 @@ import typer
 
 from tokencredit.cli.audit import audit
 from tokencredit.cli.compare import compare
+from tokencredit.cli.doctor import doctor
 from tokencredit.cli.eval import evaluate
 from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
@@ -28,6 +29,7 @@ app.command()(audit)
 app.command()(compare)
 app.command()(score)
 app.command()(report)
+app.command()(doctor)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 

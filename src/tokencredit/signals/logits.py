@@ -30,11 +30,31 @@ def logprob_and_entropy(model: Any, hidden: Tensor, rollouts: Rollouts) -> tuple
     chunk = max(1, _MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     logprobs, entropies = [], []
     for h, target in zip(states.split(chunk), targets.split(chunk), strict=True):
-        log_p = lm_head_logits(model, h).float().log_softmax(-1)
-        logprobs.append(log_p.gather(1, target[:, None])[:, 0])
-        # p log p is 0 where p is 0, though log p may be -inf there.
-        entropies.append(torch.special.entr(log_p.exp()).sum(-1))
+        logprob, entropy = _of_logits(lm_head_logits(model, h), target)
+        logprobs.append(logprob)
+        entropies.append(entropy)
     return _on_grid(logprobs, mask), _on_grid(entropies, mask)
+
+
+def logprob_and_entropy_of(logits: Tensor, places: Tensor, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """As `logprob_and_entropy`, from logits that a pass has made.
+
+    Args:
+        logits: (M, V), of all places of the pass.
+        places: (B, T) long, the place that predicts each token; any on padding.
+    """
+    mask = rollouts.completion_mask
+    chunk = max(1, _MAX_LOGITS // logits.shape[1])
+    chunks = zip(places[mask].split(chunk), rollouts.completion_ids[mask].split(chunk), strict=True)
+    read = [_of_logits(logits[place], target) for place, target in chunks]
+    return _on_grid([logprob for logprob, _ in read], mask), _on_grid([entropy for _, entropy in read], mask)
+
+
+def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, V) logits and (M,) tokens -> log-prob and entropy, (M,) each."""
+    log_p = logits.float().log_softmax(-1)
+    # p log p is 0 where p is 0, though log p may be -inf there.
+    return log_p.gather(1, targets[:, None])[:, 0], torch.special.entr(log_p.exp()).sum(-1)
 
 
 def lm_head_logits(model: Any, hidden: Tensor) -> Tensor:

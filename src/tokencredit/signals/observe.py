@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals.attention import probe_attention
+from tokencredit.signals.attention import Statistic, probe_attention
 from tokencredit.signals.attention_plan import AttentionPlan
+from tokencredit.signals.attention_statistics import Attention
 from tokencredit.signals.policy import causal_lm, check_models
 from tokencredit.signals.types import Needs, Signals
 
@@ -18,7 +19,13 @@ ReadSignals = Callable[..., Signals]
 
 
 @contextmanager
-def observe(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Iterator[ReadSignals]:
+def observe(
+    policy: nn.Module,
+    rollouts: Rollouts,
+    needs: Needs,
+    *,
+    on_grid: Callable[[Attention], Attention] = lambda attention: attention,
+) -> Iterator[ReadSignals]:
     """While open, one forward pass over prompt and completion of `rollouts` is watched; it computes what it would.
 
     The block is given a function, to be called behind the pass, that returns the signals. Attention it has read itself;
@@ -26,6 +33,9 @@ def observe(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Iterator[Rea
     each, none where it is not needed.
 
     The model is watched as it is: with dropout, signals are those of the units that are left.
+
+    Args:
+        on_grid: brings attention onto the grid of `rollouts`, for a pass that has its tokens elsewhere.
 
     Raises:
         ValueError: `needs` names what no pass of the policy shows (`unobservable`), or attention cannot be read.
@@ -35,7 +45,11 @@ def observe(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Iterator[Rea
     check_models(policy, needs)
     model = causal_lm(policy)
     plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
-    with probe_attention(model, plan.asked) as probe:
+    asked: dict[int, dict[Hashable, Statistic]] = {
+        layer: {name: _after(on_grid, statistic) for name, statistic in named.items()}
+        for layer, named in plan.asked.items()
+    }
+    with probe_attention(model, asked) as probe:
 
         def read(**computed: Tensor | None) -> Signals:
             on_tokens = rollouts.completion_mask
@@ -45,6 +59,10 @@ def observe(policy: nn.Module, rollouts: Rollouts, needs: Needs) -> Iterator[Rea
             return Signals(**fields)
 
         yield read
+
+
+def _after(on_grid: Callable[[Attention], Attention], statistic: Statistic) -> Statistic:
+    return lambda attention: statistic(on_grid(attention))
 
 
 def unobservable(needs: Needs) -> str:

@@ -24,6 +24,7 @@ from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
 from tokencredit.steps import Splitter, mark_spans
+from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.trl_card import add_credit_section
 from tokencredit.trainers.trl_checks import (
     TruncationWatch,
@@ -33,7 +34,6 @@ from tokencredit.trainers.trl_checks import (
     checked_reward,
     dropout,
     refuse_bases,
-    warn_if_degenerate,
 )
 from tokencredit.trainers.trl_config import CreditGRPOConfig
 from tokencredit.trainers.trl_passes import ScoringPasses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -21,8 +20,6 @@ TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
 
 _RATES = ("dropout", "attention_dropout")
-DEGENERATE = 0.9
-"""Share of completions whose credit is flagged from which on the user is told."""
 
 
 def check_prompts(dataset: Any, tokenizer: Any, **template: Any) -> None:
@@ -122,19 +119,6 @@ def check_rewards(rewards: Tensor, names: list[str], *, none_at_all: bool) -> No
         row = int((rewards.isinf().any(1) | unscored).nonzero()[0, 0])
         given = ", ".join(f"{name} {value:g}" for name, value in zip(names, rewards[row].tolist(), strict=True))
         raise ValueError(f"completion {row} of a generation batch has no finite reward: {given} (nan: None or NaN)")
-
-
-def warn_if_degenerate(name: str, means: dict[str, float]) -> bool:
-    for flag, what in (("broadcast", "as good as uniform"), ("sparse", "on a few tokens only")):
-        if means[flag] >= DEGENERATE:
-            warnings.warn(
-                f"the credit of {name} is {what} in {means[flag]:.0%} of the completions (credit/{flag}; "
-                f"{means['no_answer']:.0%} have no answer span): it hardly tells tokens apart",
-                UserWarning,
-                stacklevel=2,
-            )
-            return True
-    return False
 
 
 def refuse_bases(trainer: type) -> None:
