@@ -305,6 +305,7 @@ def test_every_chart_has_a_table_that_can_be_copied(visit):
     tab.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
     figure = tab.locator("#training figure")
     figure.get_by_text("Table", exact=True).click()
+    figure.locator("tbody").wait_for()
     assert figure.locator("tbody tr").count() == 4
     figure.get_by_role("button", name="Copy as CSV").click()
     assert tab.evaluate("window.copied").split("\r\n") == [
