@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tokencredit.report.page import shortened
 from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summarise
 
 HERE = Path(__file__).parent
@@ -32,16 +33,8 @@ def add(run: Path) -> Path:
     for policy in content.get("policies", {}).values():
         policy.pop("traces")
     kept = HERE / f"{found.stem}-{run.name.removeprefix(f'{found.stem}-')}.json"
-    kept.write_text(json.dumps(_rounded(content), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(shortened(content), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
     return kept
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
 
 
 class Audits:

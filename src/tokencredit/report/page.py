@@ -101,20 +101,20 @@ def _kept(traces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     chosen: list[int] = []
     size = 0
     for i in (i for turn in zip_longest(*queues) for i in turn if i is not None):
-        size += len(gzip.compress(json.dumps(_shortened(traces[i])).encode(), 1))
+        size += len(gzip.compress(json.dumps(shortened(traces[i])).encode(), 1))
         if chosen and (len(chosen) == MOST_TRACES or size > MOST_BYTES):
             break
         chosen.append(i)
-    return [{"number": i + 1, **_shortened(traces[i])} for i in sorted(chosen)]
+    return [{"number": i + 1, **shortened(traces[i])} for i in sorted(chosen)]
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
     """Four significant digits: what a page can show, at half the size."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _shortened(part) for key, part in value.items()}
-    return [_shortened(part) for part in value] if isinstance(value, list) else value
+        return {key: shortened(part) for key, part in value.items()}
+    return [shortened(part) for part in value] if isinstance(value, list) else value
 
 
 def _uncredited(row: dict[str, Any]) -> bool:
