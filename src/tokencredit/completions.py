@@ -18,7 +18,7 @@ import torch
 
 from tokencredit.labelled import padded_right, prompt_ids, read_lines, read_rows, rollouts_of
 from tokencredit.padding import padded_left
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import Rollouts, numbered
 from tokencredit.steps import Splitter, mark_spans
 
 
@@ -56,12 +56,11 @@ def load_completions(
         ]
     correct, rewards = ([label[name] for label in labels] for name in ("correct", "reward"))
     prompts = [tuple(ids[mask].tolist()) for ids, mask in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     known = replace(
         rollouts,
         correct=None if None in correct else torch.tensor(correct),
         rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
-        group=torch.tensor([number[prompt] for prompt in prompts]),
+        group=torch.tensor(numbered(prompts)),
     )
     return Completions(known, labels)
 

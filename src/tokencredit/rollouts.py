@@ -6,6 +6,7 @@ K reasoning steps, D hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -142,6 +143,13 @@ def _check_shapes(r: Rollouts) -> None:
         value = getattr(r, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} for {batch} completions; got {tuple(value.shape)}")
+
+
+def numbered(keys: Iterable[Hashable]) -> list[int]:
+    """Equal keys get the same number: 0, 1, ... in the order in which they first come."""
+    listed = list(keys)
+    number = {key: i for i, key in enumerate(dict.fromkeys(listed))}
+    return [number[key] for key in listed]
 
 
 def _check_values(r: Rollouts) -> None:

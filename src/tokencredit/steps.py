@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tokencredit.phrases import split_phrases
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import Rollouts, numbered
 
 Splitter = Callable[[str], Iterable[int]]
 
@@ -109,9 +109,7 @@ def _step_numbers(pieces: list[str], split: Splitter) -> list[int]:
     starts = sorted(set(split(text)))
     if starts and not 0 <= starts[0] <= starts[-1] <= len(text):
         raise ValueError(f"the splitter returned offsets outside the text (0 to {len(text)}): {starts}")
-    raw = [bisect_right(starts, offset) for offset in _starts(pieces)]
-    number = {step: k for k, step in enumerate(dict.fromkeys(raw))}
-    return [number[step] for step in raw]
+    return numbered(bisect_right(starts, offset) for offset in _starts(pieces))
 
 
 def _starts(pieces: list[str]) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 
 from tokencredit.audit.truth import Truth
 from tokencredit.labelled import LabelledRow, padded_right, read_rows, rollouts_of
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import Rollouts, numbered
 
 
 def load_traces(path: Path, tokenizer: Any) -> tuple[Rollouts, Truth]:
@@ -28,10 +28,8 @@ def load_traces(path: Path, tokenizer: Any) -> tuple[Rollouts, Truth]:
             "to audit credit against"
         )
     correct = torch.tensor([row.first_error is None if row.correct is None else row.correct for row in rows])
-    group = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(row.prompt) for row in rows))}
-    rollouts = replace(
-        rollouts_of(rows), correct=correct, group=torch.tensor([group[tuple(row.prompt)] for row in rows])
-    )
+    group = torch.tensor(numbered(tuple(row.prompt) for row in rows))
+    rollouts = replace(rollouts_of(rows), correct=correct, group=group)
     assert rollouts.step_index is not None
     truth = Truth(
         correct=correct,

@@ -108,7 +108,7 @@ def _read(
             raise ValueError("--traces needs the MODEL that reads them")
         users_own, tokenizer = load_policy(model)
         return users_own, tokenizer, load_labelled(traces, tokenizer)
-    chosen, tokenizer = find_task(task) if level is None else find_task(task, level=level), build_tokenizer()
+    chosen, tokenizer = find_task(task, level=level), build_tokenizer()
     recipe = recipe_for(task, seed=seed, steps=warmup_steps)
     policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else load_model(model)
     if policy.config.vocab_size != len(tokenizer):

@@ -69,7 +69,7 @@ class TestbedAudit:
         self.build_task()
 
     def build_task(self) -> Task:
-        return task(self.task) if self.level is None else task(self.task, level=self.level)
+        return task(self.task, level=self.level)
 
 
 def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
@@ -93,18 +93,25 @@ def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
     adapted = all(sketch(spec).needs.adapter for spec in asked.arms)
     for name in POLICIES[-1:] if adapted else POLICIES:
         policy = _policy(name, asked, checkpoint, training, progress)
-        ranks: list[HeadRank] = []
-
-        def on_heads(found: list[HeadRank], ranks: list[HeadRank] = ranks) -> None:
-            ranks[:] = found
-
-        methods = {spec: build_arm(spec, policy, chosen, training, on_heads) for spec in asked.arms}
+        methods, ranks = _methods(asked, policy, training)
         if ranks:
             progress.message(heads_in_words(ranks))
         found[name] = _audited(asked, policy, methods, scorer, _stage(progress, f"values {name}"))
         found[name]["heads"] = [rank._asdict() for rank in ranks]
     config = {"command": "audit", "tokencredit": version("tokencredit"), **asdict(asked)}
     return {"config": config, "policies": found}
+
+
+def _methods(
+    asked: TestbedAudit, policy: nn.Module, training: Sequence[Problem]
+) -> tuple[dict[str, Method], list[HeadRank]]:
+    """The arms, and the policy's heads, best first, where an arm needs them."""
+    ranks: list[HeadRank] = []
+
+    def on_heads(found: list[HeadRank]) -> None:
+        ranks[:] = found
+
+    return {spec: build_arm(spec, policy, asked.build_task(), training, on_heads) for spec in asked.arms}, ranks
 
 
 def _audited(

@@ -131,7 +131,7 @@ class Comparison:
         self.build_task()
 
     def build_task(self) -> Task:
-        return task(self.task) if self.level is None else task(self.task, level=self.level)
+        return task(self.task, level=self.level)
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an unfinished sweep has something of every arm."""

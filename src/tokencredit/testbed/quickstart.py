@@ -66,7 +66,7 @@ class Quickstart:
         return {"command": "quickstart", "tokencredit": version("tokencredit"), **asdict(self), **own}
 
     def build_task(self) -> Task:
-        return task(self.task) if self.level is None else task(self.task, level=self.level)
+        return task(self.task, level=self.level)
 
 
 class Progress(Protocol):

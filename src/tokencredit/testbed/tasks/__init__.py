@@ -23,11 +23,11 @@ def tasks() -> list[str]:
 
 
 def task(name: str, **params: Any) -> Task:
-    """A task by name, a frozen dataclass: `task("gather", level=1)`.
+    """A task by name, a frozen dataclass: `task("gather", level=1)`. A parameter of None stays at its default.
 
     Raises:
         ValueError: the name or the level is unknown.
     """
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}. Valid tasks: {', '.join(tasks())}")
-    return _TASKS[name](**params)
+    return _TASKS[name](**{key: value for key, value in params.items() if value is not None})

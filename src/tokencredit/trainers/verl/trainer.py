@@ -15,7 +15,7 @@ from torch import Tensor
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 from tokencredit.credit import Credit
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import Rollouts, numbered
 from tokencredit.steps import mark_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.verl.config import CreditSettings, check_run
@@ -115,9 +115,7 @@ class CreditTrainer(PPOTrainerSync):
         else:
             end = settings.end_of_reasoning
             rollouts = mark_spans(rollouts, self.tokenizer, settings.splitter, end_of_reasoning=end)
-        uids = list(data["uid"])
-        number = {uid: i for i, uid in enumerate(dict.fromkeys(uids))}
-        group = torch.tensor([number[uid] for uid in uids])
+        group = torch.tensor(numbered(data["uid"]))
         return replace(rollouts, group=group, correct=self._correct(data) >= settings.correct_threshold)
 
     def _correct(self, data: TensorDict) -> Tensor:
