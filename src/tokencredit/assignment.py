@@ -24,6 +24,7 @@ def assign(
     *,
     reference_model: nn.Module | None = None,
     batch_size: int | None = None,
+    kernels: str = "torch",
 ) -> Credit:
     """Collect what a method needs from the policy, and apply it.
 
@@ -36,6 +37,7 @@ def assign(
         step: the training step, for methods with a schedule.
         reference_model: what `divergence` compares with; by default the policy with its adapter off.
         batch_size: completions per forward pass; all by default. It does not change the credit.
+        kernels: what computes attention statistics: `torch`, `fused` or `triton`, as in `collect`.
 
     Raises:
         ValueError: an unknown method, no advantages and no rewards to make them from, or a policy that cannot give the
@@ -47,7 +49,13 @@ def assign(
             raise ValueError("pass advantages=, or give the rollouts both rewards and group to compute them from")
         advantages = outcome.grpo(rollouts.rewards, rollouts.group)
     signals = collect(
-        policy, rollouts, chosen.needs, reward_model, reference_model=reference_model, batch_size=batch_size
+        policy,
+        rollouts,
+        chosen.needs,
+        reward_model,
+        reference_model=reference_model,
+        batch_size=batch_size,
+        kernels=kernels,
     )
     return chosen(rollouts, advantages, signals, step=step)
 

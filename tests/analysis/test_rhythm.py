@@ -217,12 +217,15 @@ def test_groupings_are_the_methods_own():
     policy = tiny_policy()
     fixed = Rhythm(horizon=(2, 6), local_heads=((1, 3), (2, 0)), global_heads=((2, 1),))
     read = tc.collect(policy, ROLLOUTS, fixed.needs).distances
-    (heads,) = read.values()  # layers 1 and 2, four heads each
+    (heads,) = read.values()  # of (1, 3), (2, 0) and (2, 1)
     curves = rhythm_curves(policy, ROLLOUTS, fixed)
-    torch.testing.assert_close(curves.waad, heads.waad[:, [3, 4]].mean(1))
-    torch.testing.assert_close(curves.fai, heads.fai[:, 5])
+    torch.testing.assert_close(curves.waad, heads.waad[:, :2].mean(1))
+    torch.testing.assert_close(curves.fai, heads.fai[:, 2])
     everyone = rhythm_curves(policy, ROLLOUTS, Rhythm(horizon=(2, 6), heads="all"))
-    torch.testing.assert_close(everyone.fai, heads.fai.mean(1))
+    every = tc.signals.DistanceNeed((1, 2), horizon=(2, 6))
+    of_all = tc.collect(policy, ROLLOUTS, tc.Needs(distances=frozenset({every}))).distances[every]
+    torch.testing.assert_close(everyone.fai, of_all.fai.mean(1))
+    torch.testing.assert_close(everyone.receiver_fai, curves.receiver_fai)
 
 
 def test_the_seed_decides():

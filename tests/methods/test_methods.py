@@ -211,7 +211,9 @@ def test_attnpo_needs_what_it_needs():
         tc.assign(tiny_policy(), ROLLOUTS, m)
     for missing in ("correct", "group", "step_index"):
         with pytest.raises(ValueError, match="attnpo needs rollouts with step_index"):
-            tc.assign(tiny_policy(), make_rollouts(**{missing: None}), m, torch.ones(4))
+            tc.assign(
+                tiny_policy(), make_rollouts(**{missing: None}), tc.method("attnpo", heads=[[3, 1]]), torch.ones(4)
+            )
 
 
 def test_the_length_penalised_reward():

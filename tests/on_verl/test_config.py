@@ -68,6 +68,7 @@ def test_divergence_takes_verls_reference_model():
         (credit("attnpo"), "attnpo needs heads"),
         ([*credit("rhythm"), "+algorithm.credit.strategy=local"], "algorithm.credit has no 'strategy'"),
         ([*credit("rhythm"), "+algorithm.credit.splitter=words"], "splitter must be one of"),
+        ([*credit("rhythm"), "+algorithm.credit.kernels=cuda"], "kernels must be one of torch, fused, triton"),
         (["+algorithm.credit.method=rhythm", "+algorithm.credit.params=local"], "params must be a mapping"),
         (credit("p2t"), "p2t reads a reward model's gradients"),
         (credit("arca"), "reads what a LoRA adapter changes"),

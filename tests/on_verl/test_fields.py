@@ -50,11 +50,11 @@ class OneHeadOfEach:
     """Weighs by one head of each of two layers, and differently: no head may come from elsewhere."""
 
     name: ClassVar[str] = "one head of each"
-    needs: ClassVar[Needs] = Needs(answer_attention=frozenset({-1, 1}), group=True)
+    needs: ClassVar[Needs] = Needs(answer_heads=frozenset({(-1, 0), (1, 2)}), group=True)
 
     def __call__(self, rollouts, advantages, signals, step=None):
-        read = signals.answer_attention
-        return multiplicative(rollouts, advantages, read[-1][:, 0] + 3 * read[1][:, 2])
+        read = signals.answer_heads
+        return multiplicative(rollouts, advantages, read[-1, 0] + 3 * read[1, 2])
 
 
 def test_heads_arrive_where_they_were():

@@ -14,7 +14,13 @@ from tokencredit.signals.final_states import predicting, watch_final_states
 from tokencredit.signals.logits import logprob_and_entropy_of
 from tokencredit.trainers.verl.layout import Layout, from_nested, rollouts_of, to_nested
 
-NEEDS = Needs(answer_attention=frozenset({-1, 1}), distances=frozenset({DistanceNeed("all", 3, (1, 4))}))
+NEEDS = Needs(
+    answer_attention=frozenset({-1, 1}),
+    answer_heads=frozenset({(2, 1)}),
+    distances=frozenset(
+        {DistanceNeed("all", 3, (1, 4)), DistanceNeed(window=3, horizon=(1, 4), heads=((3, 1), (0, 2)))}
+    ),
+)
 POLICIES = {
     "sdpa": {"attn_implementation": "sdpa"},
     "eager": {"attn_implementation": "eager"},
@@ -61,16 +67,18 @@ def expect_same(found, expected):
         torch.testing.assert_close(
             found.answer_attention[layer], expected.answer_attention[layer], atol=1e-5, rtol=1e-4
         )
-    (need,) = NEEDS.distances
-    for name in ("look_back", "waad", "fai"):
-        a, b = getattr(found.distances[need], name), getattr(expected.distances[need], name)
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.answer_heads[2, 1], expected.answer_heads[2, 1], atol=1e-5, rtol=1e-4)
+    for need in NEEDS.distances:
+        for name in ("look_back", "waad", "fai"):
+            a, b = getattr(found.distances[need], name), getattr(expected.distances[need], name)
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout):
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+def test_attention_is_that_of_the_grid(policy, rollouts, inputs_and_layout, kernels):
     inputs, layout = inputs_and_layout
     expected = tc.collect(policy, rollouts, NEEDS)
-    with torch.no_grad(), observe(policy, rollouts, NEEDS, on_grid=layout.attention) as read:
+    with torch.no_grad(), observe(policy, rollouts, NEEDS, on_grid=layout.attention, kernels=kernels) as read:
         policy(**inputs, use_cache=False)
     expect_same(read(), expected)
 

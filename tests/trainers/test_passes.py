@@ -46,6 +46,7 @@ def extra_passes(given, **kwargs):
         ("rhythm", TWO_UPDATES),
         ("surprisal", TWO_UPDATES),
         ("rhythm", ONE_UPDATE),
+        ("rhythm", {**TWO_UPDATES, "credit_kernels": "fused"}),
         ("divergence", {**TWO_UPDATES, **REFERENCE}),
         ("divergence", {**ONE_UPDATE, **REFERENCE}),
         ("arca", {**TWO_UPDATES, **REFERENCE}),

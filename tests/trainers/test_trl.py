@@ -147,6 +147,7 @@ def test_arca_without_an_adapter_is_refused_before_training(tmp_path):
         ({"credit_params": {"q": 1}}, "Valid parameters"),
         ({"credit_params": "[1]"}, "credit_params"),
         ({"credit_splitter": "nope"}, "phrases, newline, paragraph"),
+        ({"credit_kernels": "nope"}, "torch, fused, triton"),
     ],
 )
 def test_a_bad_config_is_refused_when_it_is_made(tmp_path, changed, message):

@@ -23,7 +23,7 @@ from tokencredit.methods.base import check_number, top_mask
 from tokencredit.methods.rhythm import Rhythm, nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import Needs, collect
+from tokencredit.signals import DistanceNeed, Needs, collect
 
 _SHORTEST = 4
 _UNBOUNDED = (1, 1 << 30)
@@ -147,14 +147,15 @@ def rhythm_curves(
     """
     m = Rhythm() if m is None else m
     (need,) = m.needs.distances
-    columns = replace(need, horizon=_UNBOUNDED)
-    needs = m.needs | Needs(distances=frozenset({columns}), logits=True)
+    every = DistanceNeed(need.layers, need.window, need.horizon)
+    columns = replace(every, horizon=_UNBOUNDED)
+    needs = m.needs | Needs(distances=frozenset({every, columns}), logits=True)
     signals = collect(policy, rollouts, needs, batch_size=batch_size)
-    heads = signals.distances[need]
-    waad, fai = m.group_means(heads)
+    waad, fai = m.group_means(signals.distances[need])
     spikiness = kurtosis(signals.distances[columns].fai, has_row_ahead(rollouts, _UNBOUNDED[0]))
     _, receivers = nearest_and_furthest(spikiness, m.head_fraction)
-    receiver_fai = heads.fai.gather(1, receivers[..., None].expand(-1, -1, heads.fai.shape[2])).mean(1)
+    every_fai = signals.distances[every].fai
+    receiver_fai = every_fai.gather(1, receivers[..., None].expand(-1, -1, every_fai.shape[2])).mean(1)
     assert signals.entropy is not None
     return RhythmCurves(waad, fai, receiver_fai, signals.entropy, has_row_ahead(rollouts, need.horizon[0]))
 

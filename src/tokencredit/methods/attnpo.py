@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.head_files import HeadFile
-from tokencredit.methods.base import check_choice, check_heads, check_number, head_index, step_means
+from tokencredit.methods.base import check_choice, check_heads, check_number, step_means
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
@@ -68,7 +68,7 @@ class AttnPO:
     @property
     def needs(self) -> Needs:
         models = frozenset() if self.model is None else frozenset({self.model})
-        return Needs(answer_attention=frozenset(layer for layer, _ in self._pairs), group=True, models=models)
+        return Needs(answer_heads=frozenset(self._pairs), group=True, models=models)
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
@@ -110,9 +110,7 @@ class AttnPO:
 
     def _key_focus(self, signals: Signals) -> Tensor:
         """(B, T): mean over the heads of the attention of the answer rows."""
-        read = signals.answer_attention
-        chosen = [read[layer][:, head_index(layer, head, read[layer].shape[1])] for layer, head in self._pairs]
-        return widened(torch.stack(chosen)).mean(0)
+        return widened(torch.stack([signals.answer_heads[head] for head in self._pairs])).mean(0)
 
 
 def length_penalised_reward(correct: Tensor, lengths: Tensor, group: Tensor, alpha: float = 0.2) -> Tensor:

@@ -78,13 +78,6 @@ def check_heads(name: str, heads: Any, found_by: str) -> tuple[tuple[int, int], 
     return tuple((layer, head) for layer, head in pairs)
 
 
-def head_index(layer: int, head: int, count: int) -> int:
-    """`head` from 0 up. Raises a ValueError where a policy of `count` heads a layer does not have it."""
-    if not -count <= head < count:
-        raise ValueError(f"head {head} of layer {layer} asked for, but the policy has {count} heads")
-    return head % count
-
-
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise a ValueError unless `value` is a finite number in [low, high], or (low, high] with `open_low`."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_choice, check_heads, check_number, head_index, top_count, top_mask
+from tokencredit.methods.base import check_choice, check_heads, check_number, top_count, top_mask
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention_statistics import HeadDistances
 from tokencredit.signals.types import DistanceNeed, Needs, Signals
@@ -87,12 +87,15 @@ class Rhythm:
 
     @property
     def _distances(self) -> DistanceNeed:
-        layers = self.layers if self.local_heads is None else self._fixed_layers
-        return DistanceNeed(layers, self.window, self.horizon)
+        return DistanceNeed(self.layers, self.window, self.horizon, self._fixed_heads)
 
     @property
-    def _fixed_layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for layer, _ in (*(self.local_heads or ()), *(self.global_heads or ()))}))
+    def _fixed_heads(self) -> tuple[tuple[int, int], ...] | None:
+        """Of the two groups, those that the strategy reads."""
+        if self.local_heads is None or self.global_heads is None:
+            return None
+        local = self.local_heads if self.strategy != "global" else ()
+        return tuple(sorted({*local, *(self.global_heads if self.strategy != "local" else ())}))
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
@@ -111,7 +114,8 @@ class Rhythm:
         return multiplicative(rollouts, advantages, torch.where(wanted.to(mask.device)[:, None], weights, 1.0))
 
     def group_means(self, heads: HeadDistances) -> tuple[Tensor, Tensor]:
-        """WAAD over the local heads and FAI over the global ones, (B, T) each."""
+        """WAAD over the local heads and FAI over the global ones, (B, T) each; of fixed groups, 0 for one that the
+        strategy does not read."""
         if self.heads == "all":
             return heads.waad.mean(1), heads.fai.mean(1)
         if self.local_heads is not None and self.global_heads is not None:
@@ -124,12 +128,10 @@ class Rhythm:
         )
 
     def _fixed(self, values: Tensor, chosen: tuple[tuple[int, int], ...]) -> Tensor:
-        """(B, H, T) of all heads of the layers read -> (B, T), the mean over the chosen ones."""
-        layers = self._fixed_layers
-        count = values.shape[1] // len(layers)
-        return values[:, [layers.index(layer) * count + head_index(layer, head, count) for layer, head in chosen]].mean(
-            1
-        )
+        """(B, H, T) of the heads read -> (B, T), the mean over the chosen ones."""
+        read = self._fixed_heads or ()
+        places = [read.index(head) for head in chosen if head in read]
+        return values[:, places].mean(1) if places else torch.zeros_like(values[:, 0])
 
     def _selected(self, values: Tensor, mask: Tensor) -> Tensor:
         """(B, T) float: 1 on the top (or bottom) q tokens."""

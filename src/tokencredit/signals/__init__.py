@@ -1,5 +1,6 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
+from tokencredit.signals.attention_kernels import KERNELS
 from tokencredit.signals.collect import collect, reward_model_for
 from tokencredit.signals.observe import observe, unobservable
 from tokencredit.signals.policy import causal_lm, check_adapter, model_signature
@@ -7,6 +8,7 @@ from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
 
 __all__ = [
+    "KERNELS",
     "DistanceNeed",
     "Needs",
     "RewardModel",

@@ -9,10 +9,11 @@ implementation's name, and FlashAttention looks its kernel up by it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +21,23 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokencredit.signals.attention_statistics import Attention, check_mask
+from tokencredit.signals.row_sums import RowSums
 
 Statistic = Callable[[Attention], Any]
+Tell = Callable[..., tuple[Any, RowSums]]
+"""Calls an attention function, and says what the call told of its rows."""
 
 
 @dataclass
 class Probe:
     """`asked`: layer -> name -> what to compute there. `found`: (layer, name) -> what came out.
 
-    `stop`: break the forward pass off once all is found.
+    `stop`: break the forward pass off once all is found. `tell`: layer -> how its attention is called.
     """
 
     asked: dict[int, dict[Hashable, Statistic]]
     stop: bool = False
+    tell: dict[int, Tell] = field(default_factory=dict)
     found: dict[tuple[int, Hashable], Any] = field(default_factory=dict)
     memory: list[Tensor] = field(default_factory=list)
 
@@ -50,23 +55,31 @@ _ACTIVE: ContextVar[Probe | None] = ContextVar("tokencredit_probe", default=None
 
 
 @contextmanager
-def probe_attention(model: Any, asked: dict[int, dict[Hashable, Statistic]], *, stop: bool = False) -> Iterator[Probe]:
+def probe_attention(
+    model: Any,
+    asked: dict[int, dict[Hashable, Statistic]],
+    *,
+    stop: bool = False,
+    tell: Mapping[int, Tell] = MappingProxyType({}),
+) -> Iterator[Probe]:
     """While open, a forward pass of `model` fills `Probe.found`. Where nothing is asked, the model is left alone.
 
     Args:
         stop: end the block when all is found, in the midst of the forward pass, unless hooks on the model count on
             seeing its end.
+        tell: layer -> how its attention is called, where it is SDPA on a CPU; the call that others make by default.
 
     Raises:
         ValueError: when the block ends, if the attention of a layer was not seen.
     """
-    probe = Probe(asked, stop=stop and not _hooked(model))
+    implementation = model.get_decoder().config._attn_implementation
+    probe = Probe(asked, stop and not _hooked(model), dict(tell) if implementation == "sdpa" else {})
     if not asked:
         yield probe
         return
     token = _ACTIVE.set(probe)
     try:
-        with _wrapped(model.get_decoder().config._attn_implementation):
+        with _wrapped(implementation):
             yield probe
     except _AllFound:
         pass
@@ -107,12 +120,13 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         base = original or sys.modules[type(module).__module__].eager_attention_forward
-        output = base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         probe = _ACTIVE.get()
         layer = getattr(module, "layer_idx", None)
         if probe is None or layer not in probe.asked:
-            return output
+            return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         _refuse_unreadable(module, query, key, attention_mask, kwargs)
+        call = probe.tell.get(layer, _plainly) if query.device.type == "cpu" else _plainly
+        output, sums = call(base, module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         seen = Attention(
             query.detach(),
             key.detach(),
@@ -121,6 +135,8 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
             window=kwargs.get("sliding_window"),
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
+            log_sum_exp=sums.log_sum_exp,
+            look_back=sums.look_back,
             memory=probe.memory,
         )
         # Under autocast a matmul would round to bfloat16, however its inputs were cast.
@@ -134,6 +150,10 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
         return output
 
     return attention_forward
+
+
+def _plainly(attend: Callable[..., Any], *given: Any, **kwargs: Any) -> tuple[Any, RowSums]:
+    return attend(*given, **kwargs), RowSums()
 
 
 def _hooked(model: nn.Module) -> bool:

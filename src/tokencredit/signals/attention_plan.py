@@ -1,63 +1,122 @@
-"""Which statistics of which layers serve a set of needs, and how they become signals."""
+"""Which statistics of which layers and heads serve a set of needs, and how they become signals."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals.attention import Probe, Statistic
-from tokencredit.signals.attention_statistics import Attention, HeadDistances, answer_row_mean, head_distances
+from tokencredit.signals.attention import Probe, Statistic, Tell
+from tokencredit.signals.attention_kernels import kernels_named
+from tokencredit.signals.attention_statistics import Attention, HeadDistances
+from tokencredit.signals.row_sums import with_log_sum_exp, with_look_back
 from tokencredit.signals.types import DistanceNeed, Needs
 
 _ANSWER = "answer"
+_Placed = list[tuple[int, int]]
+"""Heads of a layer, each with its place among all that were asked for."""
 
 
 class AttentionPlan:
     """What `probe_attention` is asked for a model of `layers` layers, and what is made of its findings.
 
+    Attributes:
+        asked: layer -> name -> statistic. tell: layer -> how its own attention is called, so that it tells more.
+
     Raises:
-        ValueError: a layer that the model does not have.
+        ValueError: a layer that the model does not have, or kernels that do not exist.
     """
 
-    def __init__(self, rollouts: Rollouts, needs: Needs, layers: int) -> None:
-        self._rollouts = rollouts
+    def __init__(self, rollouts: Rollouts, needs: Needs, layers: int, kernels: str = "torch") -> None:
+        self._rollouts, self._kernels = rollouts, kernels_named(kernels)
         self._answer = {layer: _index(layer, layers) for layer in needs.answer_attention}
-        self._distances = {need: [_index(i, layers) for i in need.sample(layers)] for need in needs.distances}
+        self._answer_heads = tuple(sorted(needs.answer_heads))
+        self._placed = _by_layer(self._answer_heads, layers)
+        self._distances = {need: _layers_of(need, layers) for need in needs.distances}
         self.asked: dict[int, dict[Hashable, Statistic]] = defaultdict(dict)
+        self.tell: dict[int, Tell] = {}
+        self._ask()
+
+    def _ask(self) -> None:
         for index in self._answer.values():
-            self.asked[index][_ANSWER] = self._answer_rows
-        for need, sampled in self._distances.items():
-            for index in sampled:
-                self.asked[index][need] = partial(self._head_distances, need)
+            self.asked[index][_ANSWER] = partial(self._answer_rows, None)
+        for index, placed in self._placed.items():
+            self.asked[index].setdefault(_ANSWER, partial(self._answer_rows, placed))
+        for need, by_layer in self._distances.items():
+            for index, heads in by_layer:
+                self.asked[index][need] = partial(self._head_distances, need, heads)
+                if heads is not None:
+                    self.tell.setdefault(index, with_log_sum_exp)
+                elif self._kernels.fused:
+                    self.tell[index] = with_look_back
 
     def signals(self, probe: Probe) -> dict[str, Any]:
         """The fields of `Signals` that come from attention."""
         device, prompt = self._rollouts.completion_ids.device, self._rollouts.prompt_ids.shape[1]
+        of_heads = {}
+        for index, placed in self._placed.items():
+            rows = probe.found[index, _ANSWER]
+            whole = index in self._answer.values()
+            for i, (head, place) in enumerate(placed):
+                own = rows[:, _head(head, rows.shape[1]) if whole else i]
+                of_heads[self._answer_heads[place]] = own[:, prompt:].to(device)
         return {
             "answer_attention": {
                 layer: probe.found[index, _ANSWER][..., prompt:].to(device) for layer, index in self._answer.items()
             },
-            "distances": {
-                need: HeadDistances.join([probe.found[index, need].to(device) for index in sampled], dim=1)
-                for need, sampled in self._distances.items()
-            },
+            "answer_heads": of_heads,
+            "distances": {need: self._found(need, probe).to(device) for need in self._distances},
         }
 
-    def _answer_rows(self, attention: Attention) -> Any:
-        rows = torch.cat([torch.zeros_like(self._rollouts.prompt_mask), self._rollouts.answer_mask], 1)
-        return answer_row_mean(attention, rows.to(attention.query.device))
+    def _found(self, need: DistanceNeed, probe: Probe) -> HeadDistances:
+        by_layer = self._distances[need]
+        found = HeadDistances.join([probe.found[index, need] for index, _ in by_layer], dim=1)
+        places = [place for _, placed in by_layer for _, place in placed or ()]
+        return found.of_heads([places.index(i) for i in range(len(places))]) if places else found
 
-    def _head_distances(self, need: DistanceNeed, attention: Attention) -> Any:
+    def _answer_rows(self, placed: _Placed | None, attention: Attention) -> Tensor:
+        rows = torch.cat([torch.zeros_like(self._rollouts.prompt_mask), self._rollouts.answer_mask], 1)
+        return self._kernels.answer_row_mean(self._of(placed, attention), rows.to(attention.query.device))
+
+    def _head_distances(self, need: DistanceNeed, placed: _Placed | None, attention: Attention) -> HeadDistances:
         mask = self._rollouts.completion_mask.to(attention.query.device)
-        return head_distances(attention, mask, need.window, need.horizon)
+        chosen = self._of(placed, attention)
+        return self._kernels.head_distances(chosen, mask, need.window, need.horizon, look_back=placed is None)
+
+    def _of(self, placed: _Placed | None, attention: Attention) -> Attention:
+        if placed is None:
+            return attention
+        return attention.of_heads([_head(head, attention.query.shape[1]) for head, _ in placed])
+
+
+def _layers_of(need: DistanceNeed, layers: int) -> list[tuple[int, _Placed | None]]:
+    """The layers that are read, and of each the heads; None for all."""
+    if need.heads is None:
+        return [(_index(layer, layers), None) for layer in need.sample(layers)]
+    return list(_by_layer(need.heads, layers).items())
+
+
+def _by_layer(heads: Sequence[tuple[int, int]], layers: int) -> dict[int, _Placed]:
+    by_layer: dict[int, _Placed] = defaultdict(list)
+    for place, (layer, head) in enumerate(heads):
+        by_layer[_index(layer, layers)].append((head, place))
+    return dict(sorted(by_layer.items()))
 
 
 def _index(layer: int, layers: int) -> int:
     if not -layers <= layer < layers:
         raise ValueError(f"layer {layer} asked for, but the policy has {layers}: use {-layers} to {layers - 1}")
     return layer % layers
+
+
+def _head(head: int, heads: int) -> int:
+    if not -heads <= head < heads:
+        raise ValueError(
+            f"head {head} asked for, but the policy has {heads} heads a layer: use {-heads} to {heads - 1}"
+        )
+    return head % heads

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Attention:
         mask: None (causal), (B, N) padding, or (B or 1, 1, N, N), bool or additive.
         window: sliding window, where the mask leaves it to the kernel.
         softcap: tanh cap on the scores (Gemma 2). sinks: (H,) logits that take part in the softmax (gpt-oss).
+        log_sum_exp: (B, H, N), of each row's scores, where the model's own attention has told it.
+        look_back: (B, H, N), sum_s A[t,s] (t - s) of each row, likewise; only beside `log_sum_exp`.
         memory: for scores, filled at need; layers that share it reuse it.
     """
 
@@ -38,6 +40,8 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    log_sum_exp: Tensor | None = None
+    look_back: Tensor | None = None
     memory: list[Tensor] = field(default_factory=list)
 
     @property
@@ -49,6 +53,23 @@ class Attention:
         """`key` in `dtype`, cast once for all blocks of rows."""
         return self.key.to(self.dtype)
 
+    def of_heads(self, heads: Sequence[int]) -> Attention:
+        """The same for some heads only, in the order given."""
+        chosen = torch.tensor(heads, device=self.query.device)
+        shared = self.query.shape[1] // self.key.shape[1]
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.index_select(1, chosen)
+
+        return replace(
+            self,
+            query=self.query.index_select(1, chosen),
+            key=self.key.index_select(1, chosen // shared),
+            sinks=None if self.sinks is None else self.sinks[chosen],
+            log_sum_exp=of(self.log_sum_exp),
+            look_back=of(self.look_back),
+        )
+
     def probabilities(self, queries: Tensor, seen: Tensor, stop: int) -> Tensor:
         """Some rows of A over the first `stop` keys, (B, H, R, stop); a row that sees nothing has no meaning.
 
@@ -58,39 +79,52 @@ class Attention:
             queries: (B, H, R, d), rows of `query`.
             seen: (B or 1, R, S) bool, which of the last S of those keys each row sees; all rows see those before.
         """
-        batch, heads, r, width = queries.shape
-        keys = self._wide_key[:, :, :stop].mT
-        scaled = (queries.to(self.dtype) * self.scaling).reshape(batch, keys.shape[1], -1, width)
-        scores, result = self._buffers((batch, heads, r, stop))
-        torch.matmul(scaled, keys, out=scores.view(*scaled.shape[:-1], stop))
-        if self.softcap is not None:
-            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
-        scores[..., stop - seen.shape[-1] :].masked_fill_(~seen[:, None], torch.finfo(self.dtype).min)
+        scores, result = self._scores(queries, seen, 0, stop, most=self.query.shape[2])
         if self.sinks is None:
             return torch.softmax(scores, -1, out=result)
-        sinks = self.sinks.to(self.dtype)[:, None, None].expand(batch, heads, r, 1)
+        sinks = self.sinks.to(self.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
-    def _buffers(self, shape: tuple[int, ...]) -> list[Tensor]:
-        """Two buffers of a shape, cut from memory that is kept."""
+    def band(self, start: int, stop: int, first: int) -> Tensor:
+        """Rows `start` to `stop` of A over the keys from `first` to `stop`, (B, H, stop - start, stop - first), from
+        `log_sum_exp`; overwritten as `probabilities` are."""
+        assert self.log_sum_exp is not None
+        seen = self.seen_by_block(start, stop, first)
+        scores, _ = self._scores(self.query[:, :, start:stop], seen, first, stop, most=stop - first)
+        return scores.sub_(self.log_sum_exp[:, :, start:stop, None].to(self.dtype)).exp_()
+
+    def _scores(self, queries: Tensor, seen: Tensor, first: int, stop: int, most: int) -> list[Tensor]:
+        """Masked scores (B, H, R, stop - first) of some rows over the keys from `first` to `stop`, and memory of the
+        same shape; `most` keys are expected in the calls to come."""
+        batch, heads, r, width = queries.shape
+        keys = self._wide_key[:, :, first:stop].mT
+        scaled = (queries.to(self.dtype) * self.scaling).reshape(batch, keys.shape[1], -1, width)
+        scores, spare = self._buffers((batch, heads, r, stop - first), batch * heads * r * most)
+        torch.matmul(scaled, keys, out=scores.view(*scaled.shape[:-1], stop - first))
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        scores[..., stop - first - seen.shape[-1] :].masked_fill_(~seen[:, None], torch.finfo(self.dtype).min)
+        return [scores, spare]
+
+    def _buffers(self, shape: tuple[int, ...], largest: int) -> list[Tensor]:
+        """Two buffers of a shape, cut from memory that is kept; new memory has room for `largest` elements."""
         size, kind = math.prod(shape), (self.dtype, self.query.device)
         if not self.memory or self.memory[0].numel() < size or (self.memory[0].dtype, self.memory[0].device) != kind:
-            largest = math.prod(shape[:-1]) * self.query.shape[2]
             self.memory[:] = [torch.empty(largest, dtype=kind[0], device=kind[1]) for _ in range(2)]
         return [memory[:size].view(shape) for memory in self.memory]
 
-    def seen_by(self, rows: Tensor) -> Tensor:
-        """(B, R) row indices -> (B, R, N) bool, the keys that each row sees."""
+    def seen_by(self, rows: Tensor, first: int = 0) -> Tensor:
+        """(B, R) row indices -> (B, R, N - first) bool, the keys from `first` on that each row sees."""
         if self.mask is None or self.mask.ndim == 2:  # causality and window are the kernel's own business
-            distance = rows[..., None] - torch.arange(self.query.shape[2], device=rows.device)
+            distance = rows[..., None] - torch.arange(first, self.query.shape[2], device=rows.device)
             seen = (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
-            return seen if self.mask is None else seen & self.mask.bool()[:, None]
+            return seen if self.mask is None else seen & self.mask[:, None, first:].bool()
         index = rows[..., None].expand(-1, -1, self.mask.shape[-1])
         return _seen(self.mask[:, 0].expand(rows.shape[0], -1, -1).gather(1, index))
 
-    def seen_by_block(self, start: int, stop: int) -> Tensor:
+    def seen_by_block(self, start: int, stop: int, first: int = 0) -> Tensor:
         """(B or 1, stop - start, S) bool: which of the S keys before `stop` rows `start` to `stop` see; S as small as
-        can be, all rows seeing what lies before.
+        can be, all rows seeing what lies before, or as large as to begin at `first`.
 
         Raises:
             ValueError: the mask lets a row see what comes after it.
@@ -99,11 +133,12 @@ class Attention:
             if self.mask is None and self.window is None:
                 return torch.ones(1, stop - start, stop - start, dtype=torch.bool, device=self.query.device).tril_()
             rows = torch.arange(start, stop, device=self.query.device)
-            return self.seen_by(rows.expand(1 if self.mask is None else self.mask.shape[0], -1))[..., :stop]
-        seen = _seen(self.mask[:, 0, start:stop])
-        if seen.triu(start + 1).any():
+            batch = 1 if self.mask is None else self.mask.shape[0]
+            return self.seen_by(rows.expand(batch, -1), first)[..., : stop - first]
+        seen = _seen(self.mask[:, 0, start:stop, first:])
+        if seen.triu(start - first + 1).any():
             raise ValueError("the attention mask lets tokens see what comes after them, which is not supported")
-        return seen[..., :stop]
+        return seen[..., : stop - first]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +146,7 @@ class HeadDistances:
     """How far some heads look back, and how much they are looked back at. float32.
 
     Attributes:
-        look_back: (B, H), mean over completion rows t of sum_s A[t,s] (t - s).
+        look_back: (B, H), mean over completion rows t of sum_s A[t,s] (t - s); (B, 0) where it was not asked for.
         waad: (B, H, T), sum_s A[t,s] min(t - s, window) (windowed average attention distance).
         fai: (B, H, T), mean of A[t,s] over the completion rows t from s + low to s + high (future attention
             influence); 0 where there is no such row.
@@ -123,6 +158,10 @@ class HeadDistances:
 
     def to(self, device: torch.device) -> HeadDistances:
         return HeadDistances(self.look_back.to(device), self.waad.to(device), self.fai.to(device))
+
+    def of_heads(self, order: Sequence[int]) -> HeadDistances:
+        """Of these heads, in this order; of their look-back distances none."""
+        return HeadDistances(self.look_back[:, :0], self.waad[:, order], self.fai[:, order])
 
     @classmethod
     def join(cls, parts: Sequence[HeadDistances], dim: int) -> HeadDistances:
@@ -146,9 +185,17 @@ def answer_row_mean(attention: Attention, rows: Tensor) -> Tensor:
 
 
 def head_distances(
-    attention: Attention, completion_mask: Tensor, window: int, horizon: tuple[int, int]
+    attention: Attention,
+    completion_mask: Tensor,
+    window: int,
+    horizon: tuple[int, int],
+    *,
+    look_back: bool = True,
 ) -> HeadDistances:
-    """Look-back distance, WAAD and FAI of every head in one pass over the completion's rows.
+    """Look-back distance, WAAD and FAI of every head, from one pass over the completion's rows.
+
+    The pass reads a band of keys where `attention` has the log-sum-exp of its rows (and, if asked for, their look-back
+    distance) already; else all keys.
 
     Args:
         completion_mask: (B, T) bool; the completion is the last T of the N tokens.
@@ -159,31 +206,55 @@ def head_distances(
     start, lengths = length - completion_mask.shape[1], completion_mask.sum(1)
     new = partial(torch.zeros, dtype=attention.dtype, device=attention.query.device)
     positions = torch.arange(length, dtype=attention.dtype, device=attention.query.device)
-    look_back, waad, fai = new(batch, heads), new(batch, heads, length - start), new(batch, heads, length - start)
-    block = min(64, max(8, _MAX_SCORES // (batch * heads * length)))
+    total, waad, fai = new(batch, heads), new(batch, heads, length - start), new(batch, heads, length - start)
+    known = attention.log_sum_exp is not None and attention.sinks is None
+    told = known and (attention.look_back is not None or not look_back)
+    block = 64 if told else min(64, max(8, _MAX_SCORES // (batch * heads * length)))
     for r0 in range(start, length, block):
         r1 = min(length, r0 + block)
-        rows = attention.probabilities(attention.query[:, :, r0:r1], attention.seen_by_block(r0, r1), r1)
-        real = completion_mask[:, None, r0 - start : r1 - start]
-        row, column = positions[r0:r1], positions[:r1]
-        mass = 1 if attention.sinks is None else rows.sum(-1)
-        # t - s = (t - r0) + (r0 - s): centred on the block, so that float32 keeps long distances exact.
-        distance = rows @ (r0 - column) + mass * (row - r0)
-        look_back += (distance * real).sum(-1)
         first = max(0, r0 - max(window, high))
-        band = rows[..., first:] * real[..., None]
-        behind = row[:, None] - column[first:]
+        rows = _banded_rows(attention, r0, r1, first) if told else _whole_rows(attention, r0, r1, first, look_back)
+        real = completion_mask[:, None, r0 - start : r1 - start]
+        if rows.distance is not None:
+            total += torch.where(real, rows.distance, 0.0).sum(-1)
+        band = rows.band.masked_fill_(~real[..., None], 0.0)
+        behind = positions[r0:r1, None] - positions[first:r1]
         # min(t - s, W) is W but for the nearest W tokens.
-        waad[..., r0 - start : r1 - start] = real * (window * mass) - (band * (window - behind).clamp(min=0)).sum(-1)
+        waad[..., r0 - start : r1 - start] = real * (window * rows.mass) - (band * (window - behind).clamp(min=0)).sum(
+            -1
+        )
         influence = (band * ((behind >= low) & (behind <= high))).sum(-2)
         fai[..., max(first, start) - start : r1 - start] += influence[..., max(first, start) - first :]
     s = torch.arange(length - start, device=lengths.device)
     rows_ahead = (torch.minimum(lengths[:, None] - 1, s + high) - (s + low) + 1).clamp(min=1)
     return HeadDistances(
-        look_back=(look_back / lengths.clamp(min=1)[:, None]).float(),
+        look_back=(total / lengths.clamp(min=1)[:, None]).float()[:, : heads if look_back else 0],
         waad=waad.float(),
         fai=(fai / rows_ahead[:, None]).float(),
     )
+
+
+class _Rows(NamedTuple):
+    """Some rows of A: `band` (B, H, R, S), their last S keys; `mass` and `distance` (B, H, R), sums over all keys."""
+
+    band: Tensor
+    mass: Tensor | int
+    distance: Tensor | None
+
+
+def _whole_rows(attention: Attention, start: int, stop: int, first: int, look_back: bool) -> _Rows:
+    rows = attention.probabilities(attention.query[:, :, start:stop], attention.seen_by_block(start, stop), stop)
+    mass = 1 if attention.sinks is None else rows.sum(-1)
+    if not look_back:
+        return _Rows(rows[..., first:], mass, None)
+    positions = torch.arange(stop, dtype=rows.dtype, device=rows.device)
+    # t - s = (t - start) + (start - s): centred on the block, so that float32 keeps long distances exact.
+    return _Rows(rows[..., first:], mass, rows @ (start - positions) + mass * (positions[start:] - start))
+
+
+def _banded_rows(attention: Attention, start: int, stop: int, first: int) -> _Rows:
+    distance = None if attention.look_back is None else attention.look_back[:, :, start:stop].to(attention.dtype)
+    return _Rows(attention.band(start, stop, first), 1, distance)
 
 
 def check_mask(mask: Any) -> None:

@@ -27,6 +27,7 @@ def collect(
     *,
     reference_model: nn.Module | None = None,
     batch_size: int | None = None,
+    kernels: str = "torch",
 ) -> Signals:
     """Read what `needs` names, for every completion, from the policy as it is now.
 
@@ -40,6 +41,8 @@ def collect(
             embeddings to rewards, or a `RewardModel`.
         reference_model: what `reference_logprob` is read from; by default the policy with its adapter off.
         batch_size: how many completions one forward pass takes; all by default. It does not change the signals.
+        kernels: what computes attention statistics: `torch`; `fused`, faster under SDPA on a CPU, signals equal up to
+            rounding; `triton`, on a GPU.
 
     Raises:
         ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
@@ -47,7 +50,7 @@ def collect(
     """
     if not needs:
         return Signals()
-    if needs.answer_attention:
+    if needs.answer_attention or needs.answer_heads:
         rollouts.has_answer  # noqa: B018 - raises where the spans are not marked
     check_adapter(policy, needs, reference_model)
     check_models(policy, needs)
@@ -60,7 +63,9 @@ def collect(
         for model in (policy, reference_model, scorer and scorer.module):
             if isinstance(model, nn.Module):
                 stack.enter_context(reading(model))
-        parts = [_collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer) for i in starts]
+        parts = [
+            _collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer, kernels) for i in starts
+        ]
     return Signals.concatenate(parts)
 
 
@@ -70,8 +75,9 @@ def _collect(
     needs: Needs,
     reference_model: nn.Module | None,
     reward_model: RewardModel | None,
+    kernels: str,
 ) -> Signals:
-    found = _read_policy(policy, rollouts, needs, reference_model) if needs.policy else {}
+    found = _read_policy(policy, rollouts, needs, reference_model, kernels) if needs.policy else {}
     if reward_model is not None:
         found["reward"] = {
             need: attribute_reward(reward_model, rollouts, need, causal_lm(policy)) for need in needs.reward
@@ -80,14 +86,15 @@ def _collect(
 
 
 def _read_policy(
-    policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None
+    policy: nn.Module, rollouts: Rollouts, needs: Needs, reference_model: nn.Module | None, kernels: str
 ) -> dict[str, Any]:
     """The fields of `Signals` that come from the policy and its reference."""
     model = causal_lm(policy)
-    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
+    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers, kernels)
     found: dict[str, Any] = {}
     hidden = torch.empty(0)
-    with probe_attention(model, plan.asked, stop=not (needs.logits or needs.adapter_residual)) as probe:
+    stop = not (needs.logits or needs.adapter_residual)
+    with probe_attention(model, plan.asked, stop=stop, tell=plan.tell) as probe:
         hidden = _hidden_states(model, rollouts, check_logits=needs.logits)
     found |= plan.signals(probe)
     if needs.logits:

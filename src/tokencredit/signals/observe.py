@@ -25,6 +25,7 @@ def observe(
     needs: Needs,
     *,
     on_grid: Callable[[Attention], Attention] = lambda attention: attention,
+    kernels: str = "torch",
 ) -> Iterator[ReadSignals]:
     """While open, one forward pass over prompt and completion of `rollouts` is watched; it computes what it would.
 
@@ -36,6 +37,7 @@ def observe(
 
     Args:
         on_grid: brings attention onto the grid of `rollouts`, for a pass that has its tokens elsewhere.
+        kernels: as in `collect`; with `fused`, a pass without gradients computes what it would up to rounding.
 
     Raises:
         ValueError: `needs` names what no pass of the policy shows (`unobservable`), or attention cannot be read.
@@ -44,12 +46,12 @@ def observe(
         raise ValueError(f"{missing} cannot be read from a forward pass of the policy: use collect")
     check_models(policy, needs)
     model = causal_lm(policy)
-    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers)
+    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers, kernels)
     asked: dict[int, dict[Hashable, Statistic]] = {
         layer: {name: _after(on_grid, statistic) for name, statistic in named.items()}
         for layer, named in plan.asked.items()
     }
-    with probe_attention(model, asked) as probe:
+    with probe_attention(model, asked, tell=plan.tell) as probe:
 
         def read(**computed: Tensor | None) -> Signals:
             on_tokens = rollouts.completion_mask

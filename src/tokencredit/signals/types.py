@@ -19,13 +19,18 @@ class DistanceNeed:
     Attributes:
         layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, `all`, or the layers themselves.
         window: W of WAAD. horizon: (low, high) of FAI.
+        heads: (layer, head) pairs: only they are read, and not their look-back distance; `layers` are then theirs.
     """
 
     layers: str | tuple[int, ...] = "middle"
     window: int = 10
     horizon: tuple[int, int] = (10, 100)
+    heads: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.heads is not None:
+            object.__setattr__(self, "heads", tuple(tuple(pair) for pair in self.heads))
+            object.__setattr__(self, "layers", tuple(sorted({layer for layer, _ in self.heads})))
         if isinstance(self.layers, str):
             if self.layers not in ("bottom", "middle", "top", "all"):
                 raise ValueError(f"layers must be bottom, middle, top, all, or layer numbers; got {self.layers!r}")
@@ -94,6 +99,7 @@ class Needs:
 
     Attributes:
         answer_attention: the layers whose answer rows are read; negative numbers count from the last layer.
+        answer_heads: (layer, head) pairs whose answer rows are read.
         distances: how far heads look back, and how much they are looked back at.
         logits: log-prob and entropy of each completion token.
         reference_logprob: log-prob of each completion token under the reference: the policy with its LoRA adapter
@@ -106,6 +112,7 @@ class Needs:
     """
 
     answer_attention: frozenset[int] = frozenset()
+    answer_heads: frozenset[tuple[int, int]] = frozenset()
     distances: frozenset[DistanceNeed] = frozenset()
     logits: bool = False
     reference_logprob: bool = False
@@ -123,16 +130,18 @@ class Needs:
     def beyond(self, signals: Signals) -> Needs:
         """What of it `signals` lack."""
         answer_attention = self.answer_attention - signals.answer_attention.keys()
+        answer_heads = self.answer_heads - signals.answer_heads.keys()
         distances = self.distances - signals.distances.keys()
         return replace(
             self,
             answer_attention=answer_attention,
+            answer_heads=answer_heads,
             distances=distances,
             logits=self.logits and (signals.logprob is None or signals.entropy is None),
             reference_logprob=self.reference_logprob and signals.reference_logprob is None,
             adapter_residual=self.adapter_residual and signals.adapter_residual is None,
             reward=self.reward - signals.reward.keys(),
-            models=self.models if answer_attention or distances else frozenset(),
+            models=self.models if answer_attention or answer_heads or distances else frozenset(),
         )
 
     @property
@@ -155,7 +164,8 @@ class Signals:
     Attributes:
         answer_attention: layer, as it was asked for -> (B, H, T) float32: the mean over the completion's answer rows of
             the attention that a head pays to each completion token; 0 where there is no answer.
-        distances: need -> `HeadDistances` of all heads of its layers, in (layer, head) order.
+        answer_heads: (layer, head), as it was asked for -> (B, T) float32, likewise, of one head.
+        distances: need -> `HeadDistances` of its `heads`, or of all heads of its layers, in (layer, head) order.
         logprob: (B, T) float32, log pi(y_t).
         entropy: (B, T) float32, H_t in nats.
         reference_logprob: (B, T) float32, log pi_ref(y_t).
@@ -167,6 +177,7 @@ class Signals:
     """
 
     answer_attention: dict[int, Tensor] = field(default_factory=dict)
+    answer_heads: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     distances: dict[DistanceNeed, HeadDistances] = field(default_factory=dict)
     logprob: Tensor | None = None
     entropy: Tensor | None = None
@@ -182,6 +193,7 @@ class Signals:
     def check(self, needs: Needs) -> None:
         """Raise a ValueError where something that `needs` names was not read."""
         missing = {f"answer_attention[{layer}]" for layer in needs.answer_attention - self.answer_attention.keys()}
+        missing |= {f"answer_heads[{pair}]" for pair in needs.answer_heads - self.answer_heads.keys()}
         missing |= {f"distances[{need}]" for need in needs.distances - self.distances.keys()}
         missing |= {f"reward[{need}]" for need in needs.reward - self.reward.keys()}
         wanted = {
@@ -201,7 +213,8 @@ class Signals:
             f"distances.{f.name}": getattr(found, f.name) for found in self.distances.values() for f in fields(found)
         }
         worth = {f"reward.{n}": getattr(found, n) for found in self.reward.values() for n in ("reward", "influence")}
-        return plain | heads | worth | {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
+        rows = {f"answer_attention[{layer}]": a for layer, a in self.answer_attention.items()}
+        return plain | heads | worth | rows | {f"answer_heads[{pair}]": a for pair, a in self.answer_heads.items()}
 
     def __or__(self, other: Signals) -> Signals:
         """What either of two readings of the same rollouts holds; `other` where both do."""
@@ -216,11 +229,12 @@ class Signals:
         first = parts[0]
         return Signals(
             answer_attention={k: torch.cat([p.answer_attention[k] for p in parts]) for k in first.answer_attention},
+            answer_heads={k: torch.cat([p.answer_heads[k] for p in parts]) for k in first.answer_heads},
             distances={k: HeadDistances.join([p.distances[k] for p in parts], dim=0) for k in first.distances},
             reward={k: RewardAttribution.join([p.reward[k] for p in parts]) for k in first.reward},
             **{n: torch.cat([getattr(p, n) for p in parts]) for n in _PLAIN if getattr(first, n) is not None},
         )
 
 
-_MAPPINGS = ("answer_attention", "distances", "reward")
+_MAPPINGS = ("answer_attention", "answer_heads", "distances", "reward")
 _PLAIN = ("logprob", "entropy", "reference_logprob", "adapter_residual")

@@ -153,6 +153,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self._mark,
             # A small residual would drown in the rounding of bfloat16.
             share_states=self.accelerator.mixed_precision == "no",
+            kernels=self.args.credit_kernels,
         )
 
     def _with_credit(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +181,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             self._reward_model,
             reference_model=None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model),
             batch_size=self.args.per_device_train_batch_size,
+            kernels=self.args.credit_kernels,
         )
         return self.credit_method(rollouts, self._outcome(batch), known | read, step=self.state.global_step)
 
@@ -201,7 +203,7 @@ class CreditGRPOTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         marks = {name: inputs[f"credit_{name}"] for name in _MARKS}
         rollouts, needs = Rollouts(*(inputs[name] for name in _GRID), **marks), self.credit_method.needs
-        with observe(self._policy, rollouts, needs) as read:
+        with observe(self._policy, rollouts, needs, kernels=self.args.credit_kernels) as read:
             found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
             started = time.perf_counter()
             logprob, entropy, *_ = found

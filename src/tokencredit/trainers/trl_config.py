@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from tokencredit.methods import Method, method
-from tokencredit.signals import unobservable
+from tokencredit.signals import KERNELS, unobservable
 from tokencredit.steps import SPLITTERS
 
 OUTCOMES = ("trainer", "grpo", "dr_grpo", "rloo")
@@ -54,6 +54,14 @@ class CreditGRPOConfig(GRPOConfig):
         default=1.0, metadata={"help": "An answer counts as right from this reward on (for methods that ask)."}
     )
 
+    credit_kernels: str = field(
+        default="torch",
+        metadata={
+            "help": "What computes attention statistics: 'torch'; 'fused', faster under SDPA on a CPU, log-probs of "
+            "generation batches then equal TRL's up to rounding; or 'triton', on a GPU."
+        },
+    )
+
     # Lets the parameters be given as JSON on a command line, as for TRL's own dict arguments.
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_params"]  # noqa: RUF012
 
@@ -63,6 +71,7 @@ class CreditGRPOConfig(GRPOConfig):
             ("credit_splitter", self.credit_splitter, tuple(SPLITTERS)),
             ("credit_timing", self.credit_timing, TIMINGS),
             ("credit_outcome", self.credit_outcome, OUTCOMES),
+            ("credit_kernels", self.credit_kernels, KERNELS),
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")

@@ -31,6 +31,7 @@ class ScoringPasses:
         forward: TRL's function.
         mark: marks answers and steps of rollouts.
         share_states: states may be compared for the adapter's residual: no autocast rounds them.
+        kernels: as in `collect`.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class ScoringPasses:
         mark: Callable[[Rollouts], Rollouts],
         *,
         share_states: bool,
+        kernels: str,
     ) -> None:
-        self._forward, self._policy, self._mark = forward, policy, mark
+        self._forward, self._policy, self._mark, self._kernels = forward, policy, mark, kernels
         self._needs = replace(needs, reference_logprob=False, adapter_residual=False, reward=frozenset())
         self._with_reference = needs.reference_logprob
         self._by_states = needs.adapter_residual and share_states
@@ -104,7 +106,7 @@ class ScoringPasses:
     def _slice(self, given: tuple[Any, ...], rollouts: Rollouts) -> Tensor:
         off = adapter_is_off(self._policy)
         needs = Needs() if off else self._needs
-        with observe(self._policy, rollouts, needs) as read, self._watch_states() as states:
+        with observe(self._policy, rollouts, needs, kernels=self._kernels) as read, self._watch_states() as states:
             logprob, entropy, _ = self._forward(*given, compute_entropy=needs.logits)
         if not off:
             self._read.append(read(**({"logprob": logprob, "entropy": entropy} if needs.logits else {})))

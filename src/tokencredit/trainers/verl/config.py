@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tokencredit.methods import Method, method
-from tokencredit.signals import Needs
+from tokencredit.signals import KERNELS, Needs
 from tokencredit.steps import SPLITTERS
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -28,6 +28,7 @@ class CreditSettings:
         correct_reward: the key of the reward function's result that says whether an answer is right; the score by
             default.
         correct_threshold: from which value on it is right (for methods that ask).
+        kernels: what computes attention statistics: torch; fused, on CPUs; or triton, on GPUs.
     """
 
     method: str = "uniform"
@@ -36,12 +37,15 @@ class CreditSettings:
     end_of_reasoning: str = "</think>"
     correct_reward: str | None = None
     correct_threshold: float = 1.0
+    kernels: str = "torch"
 
     def __post_init__(self) -> None:
         if not isinstance(self.params, Mapping):
             raise ValueError(f"algorithm.credit.params must be a mapping; got {self.params!r}")
         if self.splitter not in SPLITTERS:
             raise ValueError(f"algorithm.credit.splitter must be one of {', '.join(SPLITTERS)}; got {self.splitter!r}")
+        if self.kernels not in KERNELS:
+            raise ValueError(f"algorithm.credit.kernels must be one of {', '.join(KERNELS)}; got {self.kernels!r}")
         self.build()
 
     @classmethod

@@ -32,12 +32,14 @@ class Asked:
 
     Attributes:
         reference: the pass is over the reference: another model, or the policy with its adapter off.
+        kernels: as in `tokencredit.signals.collect`.
     """
 
     method: Method
     splitter: str
     end_of_reasoning: str
     reference: bool
+    kernels: str = "torch"
 
     @property
     def needs(self) -> Needs:
@@ -49,7 +51,7 @@ class Asked:
 
 def weighed_by_worker(needs: Needs) -> bool:
     """The worker applies the method, and ships weights."""
-    return bool(needs.distances or needs.answer_attention) and not needs.group
+    return bool(needs.distances or needs.answer_attention or needs.answer_heads) and not needs.group
 
 
 def shipped(needs: Needs) -> list[str]:
@@ -63,7 +65,7 @@ def shipped(needs: Needs) -> list[str]:
         "credit_entropy": needs.logits,
         "credit_reference_logprob": needs.reference_logprob,
         "credit_adapter_residual": needs.adapter_residual,
-        _ATTENTION: bool(needs.answer_attention),
+        _ATTENTION: bool(needs.answer_heads),
     }
     return [*_MARKS, *(name for name, asked in given.items() if asked)]
 
@@ -79,10 +81,9 @@ def pack(method: Method, rollouts: Rollouts, signals: Signals) -> dict[str, Tens
     if weighed_by_worker(method.needs):
         return fields | _weights(method, rollouts, signals)
     fields |= pack_by_token(rollouts, signals)
-    if signals.answer_attention:
-        by_layer = [signals.answer_attention[layer] for layer in sorted(signals.answer_attention)]
-        # (B, T, layers, H)
-        fields[_ATTENTION] = to_nested(torch.stack(by_layer, 1).permute(0, 3, 1, 2), rollouts.completion_mask)
+    if signals.answer_heads:
+        by_head = [signals.answer_heads[head] for head in sorted(signals.answer_heads)]
+        fields[_ATTENTION] = to_nested(torch.stack(by_head, -1), rollouts.completion_mask)
     return fields
 
 
@@ -118,8 +119,8 @@ def unpack(
         return multiplicative(rollouts, advantages, weights)
     names = ("logprob", "entropy", "reference_logprob", "adapter_residual")
     by_token: dict[str, Any] = {n: from_nested(fields[f"credit_{n}"], mask) for n in names if f"credit_{n}" in fields}
-    attention = _unpack_attention(needs, mask, fields[_ATTENTION]) if needs.answer_attention else {}
-    return method(rollouts, advantages, Signals(answer_attention=attention, **by_token), step=step)
+    attention = _unpack_attention(needs, mask, fields[_ATTENTION]) if needs.answer_heads else {}
+    return method(rollouts, advantages, Signals(answer_heads=attention, **by_token), step=step)
 
 
 def _weights(method: Method, rollouts: Rollouts, signals: Signals) -> dict[str, Tensor]:
@@ -133,10 +134,10 @@ def _weights(method: Method, rollouts: Rollouts, signals: Signals) -> dict[str, 
     return fields
 
 
-def _unpack_attention(needs: Needs, mask: Tensor, shipped: Tensor) -> dict[int, Tensor]:
-    """layer -> (B, H, T)."""
-    layers = sorted(needs.answer_attention)
-    values = (shipped.values() if shipped.is_nested else shipped.flatten()).view(int(mask.sum()), len(layers), -1)
-    grid = values.new_zeros(*mask.shape, *values.shape[1:])
+def _unpack_attention(needs: Needs, mask: Tensor, shipped: Tensor) -> dict[tuple[int, int], Tensor]:
+    """(layer, head) -> (B, T)."""
+    heads = sorted(needs.answer_heads)
+    values = (shipped.values() if shipped.is_nested else shipped.flatten()).view(int(mask.sum()), len(heads))
+    grid = values.new_zeros(*mask.shape, len(heads))
     grid[mask] = values
-    return {layer: grid[:, :, i].transpose(1, 2) for i, layer in enumerate(layers)}
+    return {head: grid[..., i] for i, head in enumerate(heads)}

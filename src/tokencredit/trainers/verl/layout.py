@@ -75,11 +75,16 @@ class Layout:
 
     def attention(self, attention: Attention) -> Attention:
         """Attention of the pass on the rollouts' grid."""
-        query, key = (self.on_grid(heads.transpose(1, 2)).transpose(1, 2) for heads in (attention.query, attention.key))
         mask = attention.mask
         # One of (R, C), or none, leaves causality to the kernel, and which sequence a token is of to the layout.
         seen = self.mask if mask is None or mask.ndim == 2 else self._square(mask)
-        return replace(attention, query=query, key=key, mask=seen)
+        sums = {name: getattr(attention, name) for name in ("log_sum_exp", "look_back")}
+        told: dict[str, Any] = {name: self._heads(values) for name, values in sums.items() if values is not None}
+        return replace(attention, query=self._heads(attention.query), key=self._heads(attention.key), mask=seen, **told)
+
+    def _heads(self, values: Tensor) -> Tensor:
+        """(R, H, C, ...) of the pass -> (B, H, N, ...) of the rollouts."""
+        return self.on_grid(values.transpose(1, 2)).transpose(1, 2)
 
     def _square(self, mask: Tensor) -> Tensor:
         """(R or 1, 1, C, C) of the pass -> (B, 1, N, N) bool, False on padding."""

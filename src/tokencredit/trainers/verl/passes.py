@@ -44,7 +44,7 @@ def watch_pass(
     with ExitStack() as stack:
         # The reference's log-probs are computed from the pass's output, and watched by nobody.
         watched = Needs() if asked.reference else asked.needs
-        read = stack.enter_context(observe(policy, rollouts, watched, on_grid=layout.attention))
+        read = stack.enter_context(observe(policy, rollouts, watched, on_grid=layout.attention, kernels=asked.kernels))
         by_states = asked.method.needs.adapter_residual
         seen = stack.enter_context(watch_final_states(causal_lm(policy))) if by_states else []
         yield WatchedPass(asked, rollouts, layout, bool((temperature != 1).any()), read, seen, states)

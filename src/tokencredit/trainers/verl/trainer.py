@@ -85,7 +85,7 @@ class CreditTrainer(PPOTrainerSync):
     def _asking(self, batch: Any, *, reference: bool) -> Iterator[None]:
         """The passes made over `batch` in the block show signals."""
         settings = self.credit_settings
-        asked = Asked(self.credit_method, settings.splitter, settings.end_of_reasoning, reference)
+        asked = Asked(self.credit_method, settings.splitter, settings.end_of_reasoning, reference, settings.kernels)
         batch.extra_info[ASKED] = asked
         try:
             yield
