@@ -43,6 +43,53 @@ def test_statistics_equal_those_of_the_full_matrix(name, implementation):
         torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["Qwen3", "Mistral", "Gemma2"])
+def test_flex_attention_is_read_through_its_block_mask(name):
+    """Without compilation, which takes half a minute and changes nothing but the speed."""
+    model = build(name)
+    model.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):
+        found = tc.collect(model, ROLLOUTS, ALL_LAYERS | tc.Needs(distances=frozenset({DISTANCES})))
+    expected = naive_rows(model, ROLLOUTS)
+    for layer in range(4):
+        torch.testing.assert_close(found.answer_attention[layer], expected[layer], atol=2e-5, rtol=1e-4)
+    expected = naive_distances(model, ROLLOUTS)
+    for name, naive in zip(("look_back", "waad", "fai"), expected, strict=True):
+        value = getattr(found.distances[DISTANCES], name)
+        torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["FA2", "FA3"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_flash_attention_is_read_through_its_arguments(monkeypatch, name, padded):
+    """FlashAttention needs a GPU: in its place stands SDPA, called as transformers calls FlashAttention, with a mask of
+    padding at most and the window as a number."""
+    model = build("Mistral")
+    rollouts = ROLLOUTS if padded else make_rollouts((14, 14), (6, 6), (9, 5))
+    expected_rows, expected = naive_rows(model, rollouts), naive_distances(model, rollouts)
+    kinds = []
+
+    def in_place_of_flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **kwargs):
+        kinds.append(None if attention_mask is None else attention_mask.ndim)
+        given = Attention(query, key, scaling=scaling, mask=attention_mask, window=sliding_window)
+        seen = given.seen_by_block(0, query.shape[2])[:, None]
+        repeated = [x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value)]
+        out = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=seen, scale=scaling)
+        return out.nan_to_num().transpose(1, 2), None
+
+    implementation = {"FA2": "flash_attention_2", "FA3": "flash_attention_3"}[name]
+    monkeypatch.setitem(attention_module.ALL_ATTENTION_FUNCTIONS._global_mapping, implementation, in_place_of_flash)
+    monkeypatch.setattr(model.config, "_attn_implementation", implementation)
+    found = tc.collect(model, rollouts, ALL_LAYERS | tc.Needs(distances=frozenset({DISTANCES})))
+    monkeypatch.undo()
+    assert set(kinds) == {2 if padded else None}
+    for layer in range(4):
+        torch.testing.assert_close(found.answer_attention[layer], expected_rows[layer], atol=2e-5, rtol=1e-4)
+    for field, naive in zip(("look_back", "waad", "fai"), expected, strict=True):
+        value = getattr(found.distances[DISTANCES], field)
+        torch.testing.assert_close(value.double(), naive, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["Mistral", "Qwen3"])
 def test_distances_in_blocks_and_without_padding(monkeypatch, name):
     """No mask reaches the kernel where nothing is padded; blocks of rows meet without a seam."""

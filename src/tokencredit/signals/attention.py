@@ -1,8 +1,8 @@
 """Attention, read beside the model's own.
 
-The model keeps its attention implementation (SDPA, eager, FlashAttention). While a probe is open, transformers' table
-of implementations holds a wrapper under the same name, which calls the original unchanged and computes the statistics
-that are asked for from the same queries and keys. The model's config is not touched: masks are chosen by the
+The model keeps its attention implementation (SDPA, eager, FlashAttention, flex attention). While a probe is open,
+transformers' table of implementations holds a wrapper under the same name, which calls the original and computes the
+statistics that are asked for from the same queries and keys. The model's config is not touched: masks are chosen by the
 implementation's name, and FlashAttention looks its kernel up by it.
 """
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 _MAX_SCORES = 1 << 21
 """Scores held at once, in elements: a block that stays in cache is faster, whatever the length."""
@@ -25,7 +26,7 @@ class Attention:
 
     Attributes:
         query: (B, H, N, d). key: (B, H_kv, N, d), heads not expanded.
-        mask: None (causal), (B, N) padding, or (B or 1, 1, N, N), bool or additive.
+        mask: None (causal), (B, N) padding, (B or 1, 1, N, N), bool or additive, or the BlockMask of flex attention.
         window: sliding window, where the mask leaves it to the kernel.
         softcap: tanh cap on the scores (Gemma 2). sinks: (H,) logits that take part in the softmax (gpt-oss).
         log_sum_exp: (B, H, N), of each row's scores, where the model's own attention has told it.
@@ -52,6 +53,11 @@ class Attention:
     def _wide_key(self) -> Tensor:
         """`key` in `dtype`, cast once for all blocks of rows."""
         return self.key.to(self.dtype)
+
+    @property
+    def _leaves_it_to_the_kernel(self) -> bool:
+        """The mask says what is padding, at most; causality and window are the kernel's own business."""
+        return self.mask is None or (isinstance(self.mask, Tensor) and self.mask.ndim == 2)
 
     def of_heads(self, heads: Sequence[int]) -> Attention:
         """The same for some heads only, in the order given."""
@@ -115,10 +121,15 @@ class Attention:
 
     def seen_by(self, rows: Tensor, first: int = 0) -> Tensor:
         """(B, R) row indices -> (B, R, N - first) bool, the keys from `first` on that each row sees."""
-        if self.mask is None or self.mask.ndim == 2:  # causality and window are the kernel's own business
+        if self._leaves_it_to_the_kernel:
             distance = rows[..., None] - torch.arange(first, self.query.shape[2], device=rows.device)
             seen = (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
             return seen if self.mask is None else seen & self.mask[:, None, first:].bool()
+        if isinstance(self.mask, BlockMask):
+            sequence = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
+            columns = torch.arange(first, self.query.shape[2], device=rows.device)
+            seen = self.mask.mask_mod(sequence, torch.zeros_like(sequence), rows[..., None], columns)
+            return seen.expand(*rows.shape, len(columns))
         index = rows[..., None].expand(-1, -1, self.mask.shape[-1])
         return _seen(self.mask[:, 0].expand(rows.shape[0], -1, -1).gather(1, index))
 
@@ -129,14 +140,14 @@ class Attention:
         Raises:
             ValueError: the mask lets a row see what comes after it.
         """
-        if self.mask is None or self.mask.ndim == 2:
-            if self.mask is None and self.window is None:
-                return torch.ones(1, stop - start, stop - start, dtype=torch.bool, device=self.query.device).tril_()
+        if self.mask is None and self.window is None:
+            return torch.ones(1, stop - start, stop - start, dtype=torch.bool, device=self.query.device).tril_()
+        if isinstance(self.mask, Tensor) and self.mask.ndim == 4:
+            seen = _seen(self.mask[:, 0, start:stop, first:])
+        else:
             rows = torch.arange(start, stop, device=self.query.device)
-            batch = 1 if self.mask is None else self.mask.shape[0]
-            return self.seen_by(rows.expand(batch, -1), first)[..., : stop - first]
-        seen = _seen(self.mask[:, 0, start:stop, first:])
-        if seen.triu(start - first + 1).any():
+            seen = self.seen_by(rows.expand(1 if self.mask is None else self.mask.shape[0], -1), first)
+        if not self._leaves_it_to_the_kernel and seen.triu(start - first + 1).any():
             raise ValueError("the attention mask lets tokens see what comes after them, which is not supported")
         return seen[..., : stop - first]
 
@@ -259,9 +270,11 @@ def _banded_rows(attention: Attention, start: int, stop: int, first: int) -> _Ro
 
 def check_mask(mask: Any) -> None:
     """Raise a ValueError for a mask that `Attention` cannot read."""
-    if mask is not None and not isinstance(mask, Tensor):
+    if mask is not None and not isinstance(mask, Tensor | BlockMask):
         raise ValueError(f"attention masks of type {type(mask).__name__} cannot be read: use sdpa or eager attention")
-    if mask is not None and mask.ndim != 2 and (mask.ndim != 4 or mask.shape[1] != 1):
+    if isinstance(mask, BlockMask) and mask.shape[1] != 1:
+        raise ValueError(f"block masks of shape {mask.shape} cannot be read: one for all heads is expected")
+    if isinstance(mask, Tensor) and mask.ndim != 2 and (mask.ndim != 4 or mask.shape[1] != 1):
         raise ValueError(f"attention masks of shape {tuple(mask.shape)} cannot be read: one for all heads is expected")
 
 

@@ -77,7 +77,7 @@ class Layout:
         """Attention of the pass on the rollouts' grid."""
         mask = attention.mask
         # One of (R, C), or none, leaves causality to the kernel, and which sequence a token is of to the layout.
-        seen = self.mask if mask is None or mask.ndim == 2 else self._square(mask)
+        seen = self.mask if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2) else self._square(mask)
         sums = {name: getattr(attention, name) for name in ("log_sum_exp", "look_back")}
         told: dict[str, Any] = {name: self._heads(values) for name, values in sums.items() if values is not None}
         return replace(attention, query=self._heads(attention.query), key=self._heads(attention.key), mask=seen, **told)
@@ -88,6 +88,10 @@ class Layout:
 
     def _square(self, mask: Tensor) -> Tensor:
         """(R or 1, 1, C, C) of the pass -> (B, 1, N, N) bool, False on padding."""
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"attention masks of type {type(mask).__name__} cannot be read in verl's layouts: use sdpa"
+            )
         row, column = self.index // self.width, self.index % self.width
         row = row.clamp(max=mask.shape[0] - 1)[..., None]
         values = mask[row, 0, column[:, :, None], column[:, None, :]]
