@@ -39,6 +39,7 @@ def compare(
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps of a run.")] = 60,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Completions of each prompt.")] = 4,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 8,
     warmup_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm-up.", show_default=False)] = None,
     target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy to count the steps to.")] = 0.7,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time, of one thread each.")] = 2,
@@ -65,7 +66,7 @@ def compare(
             learning_rates=_rates(learning_rates),
             checkpoints=tuple(range(checkpoints)),
             seeds=tuple(range(seeds)),
-            budget=Budget(steps=steps, prompts=prompts, group_size=group_size, updates_per_step=1),
+            budget=Budget(steps=steps, prompts=prompts, group_size=group_size, updates_per_step=1, lora_rank=lora_rank),
             warm_up=recipe_for(task, steps=warmup_steps),
         )
     try:

@@ -24,6 +24,7 @@ from transformers import Qwen3ForCausalLM
 from transformers import logging as transformers_logging
 
 import tokencredit
+from tokencredit.methods import Method
 from tokencredit.methods.specs import sketch, split_specs
 from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.controls import oracle_credit, shuffled_credit
@@ -205,7 +206,7 @@ def train_run(comparison: Comparison, run: Run) -> dict[str, Any]:
         comparison.budget, seed=run.seed, learning_rate=rate, lora_learning_rate=rate * comparison.lora_factor
     )
     rows: list[dict[str, Any]] = []
-    m = build_arm("uniform" if arm.spec == _ORACLE else arm.spec, checkpoint, chosen, training)
+    m = _method(comparison, "uniform" if arm.spec == _ORACLE else arm.spec, run.checkpoint, run.seed)
     trained = train_lean(
         checkpoint,
         build_tokenizer(),
@@ -286,6 +287,13 @@ def _reward_model(comparison: Comparison, seed: int) -> Any:
     policy, _ = _checkpoint(comparison, seed)
     recipe = replace(comparison.warm_up, seed=seed)
     return process_reward_model(comparison.build_task(), recipe, policy, build_tokenizer(), comparison.reward_training)
+
+
+@lru_cache(maxsize=16)
+def _method(comparison: Comparison, spec: str, checkpoint: int, seed: int) -> Method:
+    """AttnPO's heads are those of the checkpoint, ranked on the seed's problems."""
+    training, _ = _problems(comparison, seed)
+    return build_arm(spec, _checkpoint(comparison, checkpoint)[0], comparison.build_task(), training)
 
 
 @lru_cache(maxsize=8)
