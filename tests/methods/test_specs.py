@@ -22,10 +22,13 @@ def test_values_are_json_or_text():
         "attnpo",
         {"heads": "heads.json", "incorrect": True},
     )
+    assert parse_spec("attnpo:incorrect=True,model=None")[1] == {"incorrect": True, "model": None}
     assert sketch("attnpo").name == "attnpo"
 
 
-@pytest.mark.parametrize("specs", [(), ("uniform", "uniform"), ("nope",), ("atpo:floor",), ("atpo:floor=2",)])
+@pytest.mark.parametrize(
+    "specs", [(), ("uniform", "uniform"), ("nope",), ("atpo:floor",), ("atpo:floor=2",), ("attnpo:incorrect=yes",)]
+)
 def test_bad_specs_are_refused(specs):
     with pytest.raises(ValueError):  # noqa: PT011 - each has its own message
         check_specs(specs)

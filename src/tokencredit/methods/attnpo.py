@@ -63,6 +63,8 @@ class AttnPO:
         check_number("lam", self.lam, 0)
         check_number("delta", self.delta, 0, 1)
         check_number("delay", self.delay, 0)
+        if not isinstance(self.incorrect, bool):
+            raise ValueError(f"incorrect must be true or false; got {self.incorrect!r}")
         check_choice("baseline_length", self.baseline_length, ("response", "sequence"))
 
     @property

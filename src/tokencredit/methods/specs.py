@@ -20,8 +20,12 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(specs)
 
 
+_PYTHONS = {"True": True, "False": False, "None": None}
+
+
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """ "rhythm:strategy=coupled,q=0.3" -> ("rhythm", {"strategy": "coupled", "q": 0.3}). Values are JSON, or else text.
+    """ "rhythm:strategy=coupled,q=0.3" -> ("rhythm", {"strategy": "coupled", "q": 0.3}). Values are JSON, or
+    Python's True, False and None, or else text.
 
     Raises:
         ValueError: a parameter without a value.
@@ -35,7 +39,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         try:
             params[key.strip()] = json.loads(value)
         except ValueError:
-            params[key.strip()] = value.strip()
+            params[key.strip()] = _PYTHONS.get(value.strip(), value.strip())
     return name.strip(), params
 
 
