@@ -20,6 +20,7 @@ from measure import THREADS, extra_memory, in_own_process, in_turns, ratios, sho
 from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
 import tokencredit as tc
+from tokencredit.cli.terminal import quiet_libraries
 from tokencredit.signals import RewardNeed
 
 VOCABULARY, LONG = 1000, 1000
@@ -31,6 +32,7 @@ Pass = Callable[[tc.RewardModel, tc.Rollouts], Any]
 
 def build() -> tc.RewardModel:
     """All of its parameters can be trained, as those of a model that was just loaded."""
+    quiet_libraries()
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=128,
