@@ -3,18 +3,18 @@
     python benchmarks/long_context.py [--length 32768] [--rounds 2]
 
 One sequence; look-back distance, WAAD and FAI of the first layer, answer rows of the second, for an answer of the last
-512 tokens, against a plain forward pass. Each pass, none broken off, has a process of its own, which tells its time and its peak memory over what it holds
-after a pass over 64 tokens. Half of the layers are read for distances here; in a model of 36 layers it would be five.
+512 tokens, against a plain forward pass. Each pass, none broken off, has a process of its own, which tells its time and
+its peak memory over what it holds after a pass over 64 tokens. Half of the layers are read for distances here; in a
+model of 36 layers it would be five.
 """
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
 import torch
-from measure import THREADS, extra_memory, in_own_process, ratios, seconds, show, spread
+from measure import THREADS, arguments, extra_memory, finish, in_own_process, ratios, seconds, spread
 from signals import plain, reads
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -23,7 +23,7 @@ from tokencredit.signals import DistanceNeed
 
 VOCABULARY, ANSWER = 1000, 512
 NEEDS = tc.Needs(distances=frozenset({DistanceNeed((0,))}), answer_attention=frozenset({1}))
-QUICK = {"length": 1024, "rounds": 2}
+QUICK: dict[str, Any] = {"length": 1024, "rounds": 2}
 
 
 def build() -> Qwen3ForCausalLM:
@@ -78,11 +78,11 @@ def _cost(kind: str, n: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--length", type=int, default=32_768)
     parser.add_argument("--rounds", type=int, default=2)
     asked = parser.parse_args()
-    show("long_context", figures(asked.length, asked.rounds))
+    finish("long_context", figures(**QUICK) if asked.quick else figures(asked.length, asked.rounds), asked)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import multiprocessing
 import os
@@ -15,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from rich.console import Console
-from tables import GRIDS, about
+from tables import printed
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 
@@ -104,12 +105,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(part: str, figures: dict[str, Any]) -> None:
-    """Print what a benchmark has found, as its page shows it."""
-    console = Console(width=130)
-    console.print(about({**figures, "machine": machine()}), highlight=False)
-    for grid in GRIDS[part](figures):
-        console.print(grid.table())
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line, with what all have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="see that it runs: sizes are so small that figures mean little"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures there, and print nothing")
+    return parser
+
+
+def finish(part: str, figures: dict[str, Any], asked: argparse.Namespace) -> None:
+    """Print what a benchmark has found, or write it down."""
+    found = rounded({"machine": machine(), "quick": asked.quick, **figures})
+    if asked.json:
+        asked.json.write_text(json.dumps(found), encoding="utf-8")
+    else:
+        printed({part: found})
 
 
 def _cpu() -> str:

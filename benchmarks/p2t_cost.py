@@ -2,21 +2,20 @@
 
     python benchmarks/p2t_cost.py [--lengths 128 512 2048] [--rounds 5]
 
-`taylor` is a forward and a backward pass; `exact` a forward pass for each of the completion's tokens, 32 at a time. They
-run in turns on one sequence of N tokens, of which an eighth are the prompt; `exact` for one round where N is above 1,000.
-Memory is the peak of a process of its own, over what it holds after a pass over 64 tokens. That of `exact` is measured
-on a completion of 64 tokens at the end of the sequence, since its batches of 32 follow one another.
+`taylor` is a forward and a backward pass; `exact` a forward pass for each of the completion's tokens, 32 at a time.
+They run in turns on one sequence of N tokens, of which an eighth are the prompt; `exact` for one round where N is above
+1,000. Memory is the peak of a process of its own, over what it holds after a pass over 64 tokens. That of `exact` is
+measured on a completion of 64 tokens at the end of the sequence, since its batches of 32 follow one another.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from measure import THREADS, extra_memory, in_own_process, in_turns, ratios, show, spread
+from measure import THREADS, arguments, extra_memory, finish, in_own_process, in_turns, ratios, spread
 from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
 import tokencredit as tc
@@ -25,7 +24,7 @@ from tokencredit.signals import RewardNeed
 
 VOCABULARY, LONG = 1000, 1000
 LENGTHS = (128, 512, 2048)
-QUICK = {"lengths": [32, 64], "rounds": 2}
+QUICK: dict[str, Any] = {"lengths": [32, 64], "rounds": 2}
 
 Pass = Callable[[tc.RewardModel, tc.Rollouts], Any]
 
@@ -72,10 +71,10 @@ def estimates(estimator: str) -> Pass:
 MODES: dict[str, Pass] = {"forward": forward, "taylor": estimates("taylor"), "exact": estimates("exact")}
 
 
-def figures(lengths: list[int] | None = None, rounds: int = 5) -> dict[str, Any]:
+def figures(lengths: Sequence[int] = LENGTHS, rounds: int = 5) -> dict[str, Any]:
     """Spreads by length: of the forward pass in milliseconds, and of ratios."""
     torch.set_num_threads(THREADS)
-    lengths, model = sorted(lengths or LENGTHS), build()
+    lengths, model = sorted(lengths), build()
     took = [_seconds(model, n, rounds) for n in lengths]
     n = lengths[-1]
     return {
@@ -118,11 +117,11 @@ def _memory(name: str, n: int, completion: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    show("p2t_cost", figures(asked.lengths, asked.rounds))
+    finish("p2t_cost", figures(**QUICK) if asked.quick else figures(asked.lengths, asked.rounds), asked)
 
 
 if __name__ == "__main__":

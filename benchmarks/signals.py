@@ -5,27 +5,37 @@
 Everything in a row runs in one process, in turns, so that a busy machine slows all alike; a figure is the median of the
 rounds' ratios, with the least and the greatest. `attention` is all attention statistics together: look-back distance,
 WAAD and FAI of five layers (`distances`), answer rows of two. `all` adds log-probs and entropies (`logits`); both are
-compared with a pass that makes the logits. `eager` reads the same statistics the way other code does, from the attention
-matrices of eager attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak of a
-process of its own, over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak is of
-what is in use.
+compared with a pass that makes the logits. `eager` reads the same statistics the way other code does, from the
+attention matrices of eager attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak
+of a process of its own, over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak
+is of what is in use.
 
-`growth` is the exponent of N in a fit of log(cost) over log(N): of the time that a signal adds to a forward pass without
-logits, a fit a round, and of the peak memory. For it each signal is read alone, in passes that are not broken off once
-all is read.
+`growth` is the exponent of N in a fit of log(cost) over log(N): of the time that a signal adds to a forward pass
+without logits, a fit a round, and of the peak memory. For it each signal is read alone, in passes that are not broken
+off once all is read.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from measure import THREADS, exponent, exponents, extra_memory, in_own_process, in_turns, ratios, show, spread
+from measure import (
+    THREADS,
+    arguments,
+    exponent,
+    exponents,
+    extra_memory,
+    finish,
+    in_own_process,
+    in_turns,
+    ratios,
+    spread,
+)
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as IMPLEMENTATIONS
@@ -40,7 +50,8 @@ VOCABULARY = 32_000
 DISTANCES = tc.Needs(distances=frozenset({DistanceNeed(SAMPLED, WINDOW, HORIZON)}))
 ANSWER_ROWS = tc.Needs(answer_attention=frozenset(ANSWER_LAYERS))
 LOGITS = tc.Needs(logits=True)
-QUICK = {"lengths": [64, 128], "rounds": 2}
+LENGTHS = (512, 1024, 2048, 4096)
+QUICK: dict[str, Any] = {"lengths": [64, 128], "rounds": 2}
 
 Pass = Callable[[Qwen3ForCausalLM, tc.Rollouts], Any]
 
@@ -161,7 +172,7 @@ MODES = {
 }
 
 
-def figures(lengths: list[int] = [512, 1024, 2048, 4096], rounds: int = 3) -> dict[str, Any]:  # noqa: B006 - not changed
+def figures(lengths: Sequence[int] = LENGTHS, rounds: int = 3) -> dict[str, Any]:
     """`seconds` and `ratio`: mode -> a spread a length. `memory`: mode -> MiB a length, where it was measured."""
     torch.set_num_threads(THREADS)
     lengths, model = sorted(lengths), build()
@@ -205,11 +216,11 @@ def _memory(name: str, n: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser = arguments(__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    show("signals", figures(asked.lengths, asked.rounds))
+    finish("signals", figures(**QUICK) if asked.quick else figures(asked.lengths, asked.rounds), asked)
 
 
 if __name__ == "__main__":

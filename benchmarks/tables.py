@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 Figures = dict[str, Any]
@@ -121,7 +122,7 @@ def training(f: Figures) -> list[Grid]:
     return [
         Grid(
             f"Credit's share of a step in TRL: {size['parameters'] / 1e6:.1f} M parameters, {size['policy']}, "
-            f"{size['rollouts']} rollouts of up to {size['tokens']} tokens, {size['steps']} steps",
+            f"{size['rollouts']} rollouts of up to {size['tokens']} tokens, steps: {size['steps']}",
             ["method", *size["timings"], "memory / uniform"],
             [
                 [method, *(cell(row["share"][name], ".1%") for name in size["timings"]), _ratio(row["memory"])]
@@ -186,6 +187,12 @@ GRIDS: dict[str, Callable[[Figures], list[Grid]]] = {
 """Part -> its tables, in the order of the page."""
 
 
-def machines(parts: Iterable[Figures]) -> list[str]:
-    """The machines that figures were measured on, each once."""
-    return list(dict.fromkeys(about(part) for part in parts))
+def printed(measured: Mapping[str, Figures]) -> None:
+    """On the terminal: each machine, and below it the tables of what was measured there."""
+    console = Console(width=130)
+    for machine in dict.fromkeys(map(about, measured.values())):
+        console.print(f"\n{machine}\n", style="bold", highlight=False)
+        for part, figures in measured.items():
+            if about(figures) == machine:
+                console.print(f"{part}  {figures.get('model', '')}\n", highlight=False)
+                console.print(*(grid.table() for grid in GRIDS[part](figures)))

@@ -1,6 +1,6 @@
 """What credit costs in a GRPO step in TRL.
 
-    python benchmarks/training.py [--sizes 0.3M 3M 18M] [--methods atpo rhythm entropy arca]
+    python benchmarks/training.py [--sizes 0.3M 3M 18M] [--methods atpo rhythm entropy arca] [--steps 8]
 
 Credit's share of a whole step (generation, rewards, losses, updates): what the passes that carry the signals take
 longer than the same passes without, measured in turns on each batch, and what is computed from them. As medians over
@@ -15,7 +15,6 @@ losses. `own pass`: one update, with the table of completions, which takes a pas
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import math
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from measure import THREADS, in_own_process, peak_memory, show, spread
+from measure import THREADS, arguments, finish, in_own_process, peak_memory, spread
 from peft import LoraConfig
 from transformers import PrinterCallback, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
@@ -59,12 +58,13 @@ class Size:
     Attributes:
         shape: of a policy with random weights; None: the quickstart's, after its warm-up.
         steps: generation batches, of which the first `WARM_UP_STEPS` do not count.
-        memory: of a training process is measured too.
+        methods: those that are measured when none are asked for. memory: of a training process is measured too.
     """
 
     shape: PolicySize | None
     rollouts: int
     steps: int
+    methods: tuple[str, ...] = ("atpo", "rhythm")
     timings: tuple[str, ...] = COMMON
     memory: bool = False
 
@@ -73,20 +73,22 @@ class Size:
 
 
 SIZES = {
-    "0.3M": Size(None, rollouts=128, steps=8, timings=tuple(SETTINGS), memory=True),
-    "3M": Size(PolicySize(256, 4, 4, 2, 768), rollouts=32, steps=5),
-    "18M": Size(PolicySize(512, 6, 8, 4, 1408), rollouts=16, steps=5),
+    "0.3M": Size(None, rollouts=128, steps=8, methods=METHODS, timings=tuple(SETTINGS), memory=True),
+    "3M": Size(PolicySize(256, 4, 4, 2, 768), rollouts=32, steps=6),
+    "18M": Size(PolicySize(512, 6, 8, 4, 1408), rollouts=16, steps=6),
 }
 """The quickstart's policy, and untrained ones of about 3 and 18 M parameters."""
-QUICK = {"sizes": ["0.3M", "3M"], "methods": ["rhythm"], "steps": 3}
+QUICK: dict[str, Any] = {"sizes": ["0.3M", "3M"], "methods": ["rhythm"], "steps": 4}
 
 
 class Timed(CreditGRPOTrainer):
-    """Makes each pass that carries signals twice, watched and not, in either order."""
+    """Makes each pass that carries signals twice, watched and not, in one order and then in the other: the second of
+    two passes finds memory as the first has left it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.seconds = {"watched": 0.0, "plain": 0.0}
+        self._pairs = 0
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         if self._scoring is None and self._loss_inputs is None:
@@ -96,7 +98,8 @@ class Timed(CreditGRPOTrainer):
             "plain": partial(GRPOTrainer._get_per_token_logps_and_entropies, self),
         }
         found = {}
-        for name in sorted(makers, reverse=self.state.global_step % 4 > 1):
+        self._pairs += 1
+        for name in sorted(makers, reverse=self._pairs % 2 == 0):
             started = time.perf_counter()
             found[name] = makers[name](*args, **kwargs)
             self.seconds[name] += time.perf_counter() - started
@@ -185,16 +188,16 @@ def _memory(size: str, method: str) -> float:
 
 
 def figures(
-    sizes: Sequence[str] = tuple(SIZES), methods: Sequence[str] = METHODS, steps: int | None = None
+    sizes: Sequence[str] = tuple(SIZES), methods: Sequence[str] | None = None, steps: int | None = None
 ) -> dict[str, Any]:
     """For each size, each method's `share` of a step by timing, and its `memory` over that of uniform credit.
 
     Args:
-        steps: in place of each size's own.
+        methods, steps: in place of each size's own.
     """
     torch.set_num_threads(THREADS)
     quiet_libraries()
-    return {"sizes": [_of_size(name, methods, steps or SIZES[name].steps) for name in sizes]}
+    return {"sizes": [_of_size(name, methods or SIZES[name].methods, steps or SIZES[name].steps) for name in sizes]}
 
 
 def _of_size(name: str, methods: Sequence[str], steps: int) -> dict[str, Any]:
@@ -220,12 +223,13 @@ def _of_size(name: str, methods: Sequence[str], steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", help="in place of each size's own")
     parser.add_argument("--steps", type=int, help="in place of each size's own")
     asked = parser.parse_args()
-    show("training", figures(asked.sizes, asked.methods, asked.steps))
+    found = figures(**QUICK) if asked.quick else figures(asked.sizes, asked.methods, asked.steps)
+    finish("training", found, asked)
 
 
 if __name__ == "__main__":
