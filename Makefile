@@ -31,14 +31,14 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# ARGS=--keep writes down what was measured, and docs/performance.md from it.
 bench: $(READY)
-	$(BIN)/python benchmarks/signals.py $(ARGS)
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# docs/results.md, from the kept results.
+# docs/results.md and docs/performance.md, from what was kept.
 results: $(READY)
 	$(BIN)/python results/make.py
+	$(BIN)/python benchmarks/make.py
 
 clean:
 	rm -rf .venv .venv-verl .pytest_cache .mypy_cache .ruff_cache

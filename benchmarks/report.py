@@ -10,15 +10,17 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
+from measure import arguments, finish, spread
 from playwright.sync_api import sync_playwright
 
 from tokencredit.report.page import MOST_TRACES, Page, write_page
 
-ROUNDS = 7
 METHODS = ("atpo", "rhythm", "surprisal")
+QUICK: dict[str, Any] = {"lengths": [40], "long": 1000, "rounds": 2}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -43,29 +45,35 @@ def trace(rng: random.Random, length: int) -> dict:
     }
 
 
-def main() -> None:
+def figures(lengths: Sequence[int] = (40, 200, 1000), long: int = 16_000, rounds: int = 7) -> dict[str, Any]:
+    """Of pages of `MOST_TRACES` traces of each length, and of one with one long trace; times in milliseconds."""
     rng = random.Random(0)
-    print(f"{MOST_TRACES} traces, {len(METHODS)} methods; medians of {ROUNDS} rounds [least, greatest], milliseconds")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        print(f"Chromium {browser.version}")
-        for length in (40, 200, 1000):
+        pages = []
+        for length in lengths:
             path = write_page(Page("bench", [], [trace(rng, length) for _ in range(MOST_TRACES)], []), Path(folder))
-            rounds = [measure(browser, path) for _ in range(ROUNDS)]
-            size = path.stat().st_size / 1e6
-            paint, ready = (
-                f"{median(found):.0f} [{min(found):.0f}, {max(found):.0f}]" for found in zip(*rounds, strict=True)
-            )
-            print(f"{length:5} tokens each: {size:.2f} MB, first paint {paint}, ready {ready}")
-        path = write_page(Page("bench", [], [trace(rng, 16_000)], []), Path(folder))
-        rounds = [interactions(browser, path) for _ in range(ROUNDS)]
-        for name in rounds[0]:
-            found = [times[name] for times in rounds]
-            print(f"16,000 tokens, {name}: {median(found):.0f} [{min(found):.0f}, {max(found):.0f}]")
+            times = [opening(browser, path) for _ in range(rounds)]
+            pages.append({"tokens": length, "megabytes": path.stat().st_size / 1e6, **_spreads(times)})
+        path = write_page(Page("bench", [], [trace(rng, long)], []), Path(folder))
+        clicks = [interactions(browser, path) for _ in range(rounds)]
+        found = {
+            "chromium": browser.version,
+            "traces": MOST_TRACES,
+            "methods": len(METHODS),
+            "rounds": rounds,
+            "pages": pages,
+            "long": {"tokens": long, "interactions": _spreads(clicks)},
+        }
         browser.close()
+    return found
 
 
-def interactions(browser, path: Path) -> dict[str, float]:
+def _spreads(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    return {name: spread([times[name] for times in rounds]) for name in rounds[0]}
+
+
+def interactions(browser: Any, path: Path) -> dict[str, float]:
     tab = browser.new_page()
     tab.goto(f"file://{path}#methods=atpo")
     tab.wait_for_selector("body[data-ready]")
@@ -84,14 +92,19 @@ def interactions(browser, path: Path) -> dict[str, float]:
     return times
 
 
-def measure(browser, path: Path) -> tuple[float, float]:
+def opening(browser: Any, path: Path) -> dict[str, float]:
     tab = browser.new_page()
     tab.goto(f"file://{path}")
     tab.wait_for_selector("body[data-ready]")
     ready = tab.evaluate("performance.now()")
     paint = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     tab.close()
-    return paint, ready
+    return {"paint": paint, "ready": ready}
+
+
+def main() -> None:
+    asked = arguments(__doc__).parse_args()
+    finish("report", figures(**(QUICK if asked.quick else {})), asked)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,41 @@
-"""What reading signals costs, as a ratio to the forward pass that training makes anyway.
+"""What reading signals costs, against the forward pass that training makes anyway.
 
     make bench          or    python benchmarks/signals.py --lengths 512 1024 --rounds 3
 
 Everything in a row runs in one process, in turns, so that a busy machine slows all alike; a figure is the median of the
 rounds' ratios, with the least and the greatest. `attention` is all attention statistics together: look-back distance,
-WAAD and FAI of five layers, answer rows of two. `all` adds log-probs and entropies, and is compared with a pass that
-makes the logits. `eager` reads the same statistics the way other code does, from the attention matrices of eager
-attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak of a process of its own,
-over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak is of what is in use.
+WAAD and FAI of five layers (`distances`), answer rows of two. `all` adds log-probs and entropies (`logits`); both are
+compared with a pass that makes the logits. `eager` reads the same statistics the way other code does, from the
+attention matrices of eager attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak
+of a process of its own, over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak
+is of what is in use.
+
+`growth` is the exponent of N in a fit of log(cost) over log(N): of the time that a signal adds to a forward pass
+without logits, a fit a round, and of the peak memory. For it each signal is read alone, in passes that are not broken
+off once all is read.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from measure import (
+    THREADS,
+    arguments,
+    exponent,
+    exponents,
+    extra_memory,
+    finish,
+    in_own_process,
+    in_turns,
+    ratios,
+    spread,
+)
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as IMPLEMENTATIONS
@@ -37,11 +47,27 @@ from tokencredit.signals import DistanceNeed
 LAYERS, WINDOW, HORIZON = 8, 10, (10, 100)
 SAMPLED, ANSWER_LAYERS = (1, 2, 3, 4, 5), (6, 7)
 VOCABULARY = 32_000
-THREADS = 2
-ATTENTION = tc.Needs(
-    answer_attention=frozenset(ANSWER_LAYERS), distances=frozenset({DistanceNeed(SAMPLED, WINDOW, HORIZON)})
-)
-ALL = ATTENTION | tc.Needs(logits=True)
+DISTANCES = tc.Needs(distances=frozenset({DistanceNeed(SAMPLED, WINDOW, HORIZON)}))
+ANSWER_ROWS = tc.Needs(answer_attention=frozenset(ANSWER_LAYERS))
+LOGITS = tc.Needs(logits=True)
+LENGTHS = (512, 1024, 2048, 4096)
+QUICK: dict[str, Any] = {"lengths": [64, 128], "rounds": 2}
+
+Pass = Callable[[Qwen3ForCausalLM, tc.Rollouts], Any]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to make a pass over a sequence.
+
+    Attributes:
+        base: the mode that its time and memory are compared with.
+        growth: its growth with N is measured; then `make` does not break the pass off.
+    """
+
+    make: Pass
+    base: str = "forward"
+    growth: bool = False
 
 
 def build() -> Qwen3ForCausalLM:
@@ -87,14 +113,9 @@ def statistics_of(a: Tensor, r: tc.Rollouts, layer: int) -> list[Tensor]:
     ]
 
 
-def plain(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
+def plain(model: Qwen3ForCausalLM, r: tc.Rollouts, *, logits: bool = False) -> None:
     with torch.no_grad():
-        model.model(r.input_ids, use_cache=False)
-
-
-def plain_logits(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
-    with torch.no_grad():
-        model(r.input_ids, use_cache=False)
+        (model if logits else model.model)(r.input_ids, use_cache=False)
 
 
 def eager(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
@@ -126,94 +147,80 @@ def eager_where_needed(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
         IMPLEMENTATIONS["sdpa"] = original
 
 
-def attention(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
-    tc.collect(model, r, ATTENTION)
+def reads(needs: tc.Needs, *, whole: bool = False, **settings: Any) -> Pass:
+    """A pass by `collect`, with its `settings`; a `whole` one is not broken off once all is read."""
+
+    def make(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
+        # A pass that some hook may want to see the end of is never broken off.
+        with model.model.register_forward_hook(lambda *_: None) if whole else nullcontext():
+            tc.collect(model, r, needs, **settings)
+
+    return make
 
 
-def everything(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
-    tc.collect(model, r, ALL)
-
-
-def early_stop(model: Qwen3ForCausalLM, r: tc.Rollouts) -> None:
-    tc.collect(model, r, tc.Needs(distances=ATTENTION.distances))
-
-
-Mode = Callable[[Qwen3ForCausalLM, tc.Rollouts], None]
-RATIOS: dict[str, tuple[Mode, Mode]] = {
-    "attention": (attention, plain),
-    "distances, early stop": (early_stop, plain),
-    "eager, needed": (eager_where_needed, plain),
-    "eager": (eager, plain),
-    "all": (everything, plain_logits),
+MODES = {
+    "forward": Mode(plain),
+    "forward, logits": Mode(partial(plain, logits=True)),
+    "distances": Mode(reads(DISTANCES, whole=True), growth=True),
+    "distances, early stop": Mode(reads(DISTANCES)),
+    "answer rows": Mode(reads(ANSWER_ROWS, whole=True), growth=True),
+    "logits": Mode(reads(LOGITS), base="forward, logits", growth=True),
+    "attention": Mode(reads(DISTANCES | ANSWER_ROWS)),
+    "all": Mode(reads(DISTANCES | ANSWER_ROWS | LOGITS), base="forward, logits"),
+    "eager, needed": Mode(eager_where_needed),
+    "eager": Mode(eager),
 }
 
 
-def seconds(mode: Mode, model: Qwen3ForCausalLM, r: tc.Rollouts) -> float:
-    started = time.perf_counter()
-    mode(model, r)
-    return time.perf_counter() - started
-
-
-def ratios(model: Qwen3ForCausalLM, n: int, rounds: int) -> dict[str, list[float]]:
-    r = rollouts(n)
-    modes = list(dict.fromkeys(mode for pair in RATIOS.values() for mode in pair))
-    for mode in modes:
-        mode(model, r)
-    found: dict[str, list[float]] = {name: [] for name in RATIOS}
-    for _ in range(rounds):
-        took = {mode: seconds(mode, model, r) for mode in modes}
-        for name, (mode, base) in RATIOS.items():
-            found[name].append(took[mode] / took[base])
-    return found
-
-
-def peak_memory(mode: Mode, n: int) -> float:
-    """MiB that a pass adds to a process of its own."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # read by glibc as the new process starts
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (mode, n))
-
-
-def _peak_memory(mode: Mode, n: int) -> float:
+def figures(lengths: Sequence[int] = LENGTHS, rounds: int = 3) -> dict[str, Any]:
+    """`seconds` and `ratio`: mode -> a spread a length. `memory`: mode -> MiB a length, where it was measured."""
     torch.set_num_threads(THREADS)
-    model = build()
-    mode(model, rollouts(64))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is used now
-    before = _memory("VmHWM")
-    mode(model, rollouts(n))
-    return (_memory("VmHWM") - before) / 1024
+    lengths, model = sorted(lengths), build()
+    took = []
+    for n in lengths:
+        r = rollouts(n)
+        took.append(in_turns({name: partial(mode.make, model, r) for name, mode in MODES.items()}, rounds))
+    memory = {name: _memory_by_length(name, mode, lengths) for name, mode in MODES.items()}
+    return {
+        "model": f"Qwen3, {LAYERS} layers, 8 heads of 64, width 512, vocabulary {VOCABULARY:,}, float32, one sequence",
+        "lengths": lengths,
+        "rounds": rounds,
+        "base": {name: mode.base for name, mode in MODES.items()},
+        "seconds": {name: [spread(at[name]) for at in took] for name in MODES},
+        "ratio": {name: [spread(ratios(at[name], at[m.base])) for at in took] for name, m in MODES.items()},
+        "memory": memory,
+        "growth": _growth(lengths, took, memory),
+    }
 
 
-def _memory(kind: str) -> int:
-    """KiB, from Linux's own account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+def _growth(lengths: list[int], took: list[dict[str, list[float]]], memory: dict[str, Any]) -> dict[str, Any]:
+    """Exponents of the forward pass itself, and of what each signal adds to its time and of its peak memory."""
+    found = {"forward": exponents(lengths, [at["forward"] for at in took])}
+    for name in (name for name, mode in MODES.items() if mode.growth):
+        added = [[a - b for a, b in zip(at[name], at["forward"], strict=True)] for at in took]
+        found[name] = exponents(lengths, added)
+    return {name: {"time": time, "memory": exponent(lengths, memory[name])} for name, time in found.items()}
+
+
+def _memory_by_length(name: str, mode: Mode, lengths: list[int]) -> list[float | None]:
+    """At every length where growth is asked for, else at the greatest."""
+    everywhere = mode.growth or name == "forward"
+    return [in_own_process(_memory, name, n) if everywhere or n == lengths[-1] else None for n in lengths]
+
+
+def _memory(name: str, n: int) -> float:
+    torch.set_num_threads(THREADS)
+    model, make = build(), MODES[name].make
+    make(model, rollouts(64))
+    return extra_memory(partial(make, model, rollouts(n)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser = arguments(__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    console = Console(width=110)
-    console.print(
-        f"Qwen3, {LAYERS} layers, 8 heads of 64, width 512, vocabulary {VOCABULARY:,}, float32, one sequence of N "
-        f"tokens; torch {torch.__version__} on {platform.machine()}, {THREADS} threads, {args.rounds} rounds"
-    )
-    model = build()
-    table = Table("N", *RATIOS, title="time / forward pass: median [least, greatest]", box=SIMPLE)
-    for n in args.lengths:
-        found = ratios(model, n, args.rounds)
-        table.add_row(str(n), *(f"{statistics.median(v):.2f} [{min(v):.2f}, {max(v):.2f}]" for v in found.values()))
-    console.print(table)
-    n = max(args.lengths)
-    memory = Table("", "MiB", "/ forward pass", title=f"peak extra memory, N = {n}", box=SIMPLE)
-    base = {mode: peak_memory(mode, n) for mode in (plain, plain_logits)}
-    for name, mode, reference in (("forward pass", plain, plain), *((k, m, b) for k, (m, b) in RATIOS.items())):
-        used = base[mode] if mode in base else peak_memory(mode, n)
-        memory.add_row(name, f"{used:.0f}", f"{used / base[reference]:.2f}")
-    console.print(memory)
+    asked = parser.parse_args()
+    finish("signals", figures(**QUICK) if asked.quick else figures(asked.lengths, asked.rounds), asked)
 
 
 if __name__ == "__main__":

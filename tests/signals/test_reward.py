@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -304,6 +306,63 @@ def _labels(count):
 
 def _small_vocabulary():
     return tiny_reward_model(vocab_size=8)
+
+
+def kept_for_backward(model, **need):
+    """Bytes that the forward passes of a reading keep for its backward passes; shared storage counts once."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        read(model, **need)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("estimator", ["taylor", "integrated"])
+@pytest.mark.parametrize("process", [False, True])
+def test_nothing_is_kept_for_the_gradients_of_parameters(process, estimator):
+    model = tiny_reward_model(process=process)
+    trainable = kept_for_backward(model, estimator=estimator)
+    assert 0 < trainable == kept_for_backward(model.requires_grad_(False), estimator=estimator)
+
+
+class Refused(Exception):
+    pass
+
+
+def refuse(*_):
+    raise Refused
+
+
+@pytest.mark.parametrize("fails", [None, "forward", "backward"])
+def test_parameters_are_frozen_while_a_gradient_is_taken_and_then_as_before(fails):
+    model, seen = tiny_reward_model(), []
+    model.model.layers[0].requires_grad_(False)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    before = [p.requires_grad for p in model.parameters()]
+    model.model.register_forward_hook(lambda *_: seen.append(any(p.requires_grad for p in model.parameters())))
+    if fails == "forward":
+        model.score.register_forward_hook(refuse)
+    if fails == "backward":
+        model.model.norm.register_full_backward_hook(refuse)
+    with pytest.raises(Refused) if fails else nullcontext():
+        read(model)
+    assert seen == [False]
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert all((p.grad == 1).all() if p.requires_grad else p.grad is None for p in model.parameters())
+
+
+def test_a_model_behind_a_function_is_frozen_where_the_function_is_its_method():
+    model = tiny_reward_model()
+    model.rate = types.MethodType(lambda self, e: self(inputs_embeds=e).logits[:, 0], model)
+    function = tc.RewardModel(model.rate, embeddings=model.get_input_embeddings())
+    trainable = kept_for_backward(function, null="zero")
+    model.requires_grad_(False)
+    assert 0 < trainable == kept_for_backward(function, null="zero")
 
 
 @pytest.mark.parametrize("process", [False, True])

@@ -88,6 +88,19 @@ def reading(policy: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def frozen(model: nn.Module | None) -> Iterator[None]:
+    """No parameter requires a gradient, so that a backward pass keeps nothing for theirs; then each does as before."""
+    trainable = [p for p in model.parameters() if p.requires_grad] if model is not None else []
+    try:
+        for p in trainable:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
 def model_signature(policy: nn.Module) -> str:
     """What must agree for the heads of one model to be those of another, in words; weights may differ."""
     config = causal_lm(policy).config.get_text_config()

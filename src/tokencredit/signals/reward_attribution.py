@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokencredit.padding import padded_left
 from tokencredit.precision import widened
 from tokencredit.rollouts import Rollouts
+from tokencredit.signals.policy import frozen
 from tokencredit.signals.reward_layout import Layout, lay_out
 from tokencredit.signals.reward_model import RewardModel, null_embedding
 from tokencredit.signals.types import RewardAttribution, RewardNeed
@@ -102,17 +103,18 @@ class _Batch:
 
     def _slopes(self, at: Tensor, null: Tensor, need: RewardNeed) -> _Found:
         """The gradient of each target at some embeddings, times e - e_null; and the rewards there."""
-        at = at.detach().requires_grad_()
-        with torch.enable_grad():
+        at, away = at.detach().requires_grad_(), self._embeddings - null
+        with frozen(self._reward_model.module), torch.enable_grad():
             rewards, by_step = self._rewards(at)
-            targets = _targets(rewards, need).sum(0).unbind()
+            *others, last = _targets(rewards, need).sum(0).unbind()
             if not rewards.requires_grad:
                 raise ValueError(
                     "the reward does not depend on the embeddings in a way that can be differentiated (is it computed "
                     'under no_grad?): use estimator="exact"'
                 )
-            gradients = [torch.autograd.grad(target, at, retain_graph=True)[0] for target in targets]
-        away = self._embeddings - null
+            # The last backward pass frees what the forward pass has kept as it goes.
+            gradients = [torch.autograd.grad(target, at, retain_graph=True)[0] for target in others]
+            gradients += torch.autograd.grad(last, at)
         return torch.stack([(widened(g) * away).sum(-1) for g in gradients], -1), rewards.detach(), by_step
 
     def _exact(self, null: Tensor, need: RewardNeed) -> _Found:
