@@ -3,7 +3,8 @@
     python benchmarks/long_context.py [--length 32768] [--rounds 2]
 
 One sequence; look-back distance, WAAD and FAI of the first layer, answer rows of the second, for an answer of the last
-512 tokens, against a plain forward pass. Each pass, none broken off, has a process of its own, which tells its time and
+512 tokens, against a plain forward pass; likewise with the kernels `fused`, and with two fixed heads instead of
+look-back distances. Each pass, none broken off, has a process of its own, which tells its time and
 its peak memory over what it holds after a pass over 64 tokens. Half of the layers are read for distances here; in a
 model of 36 layers it would be five.
 """
@@ -22,7 +23,15 @@ import tokencredit as tc
 from tokencredit.signals import DistanceNeed
 
 VOCABULARY, ANSWER = 1000, 512
-NEEDS = tc.Needs(distances=frozenset({DistanceNeed((0,))}), answer_attention=frozenset({1}))
+ANSWER_ROWS = tc.Needs(answer_attention=frozenset({1}))
+NEEDS = tc.Needs(distances=frozenset({DistanceNeed((0,))})) | ANSWER_ROWS
+FIXED_HEADS = tc.Needs(distances=frozenset({DistanceNeed(heads=((0, 0), (0, 3)))})) | ANSWER_ROWS
+PASSES = {
+    "forward": plain,
+    "read": reads(NEEDS, whole=True),
+    "read, fused": reads(NEEDS, whole=True, kernels="fused"),
+    "read, fixed heads": reads(FIXED_HEADS, whole=True),
+}
 QUICK: dict[str, Any] = {"length": 1024, "rounds": 2}
 
 
@@ -46,12 +55,12 @@ def make(kind: str, model: Qwen3ForCausalLM, n: int) -> None:
     p, ones = n // 8, torch.ones_like(ids)
     start = torch.tensor([n - p - min(ANSWER, n // 8)])
     r = tc.Rollouts(ids[:, :p], ones[:, :p], ids[:, p:], ones[:, p:], answer_start=start)
-    (plain if kind == "forward" else reads(NEEDS, whole=True))(model, r)
+    PASSES[kind](model, r)
 
 
 def figures(length: int = 32_768, rounds: int = 2) -> dict[str, Any]:
-    """Spreads of seconds, of MiB, and of the ratios of the pass that is read to the plain one."""
-    found: dict[str, list[tuple[float, float]]] = {"forward": [], "read": []}
+    """Spreads of seconds, of MiB, and of the ratios of each pass to the plain one."""
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in PASSES}
     for _ in range(rounds):
         for kind, each in found.items():
             each.append(in_own_process(_cost, kind, length))
@@ -63,8 +72,8 @@ def figures(length: int = 32_768, rounds: int = 2) -> dict[str, Any]:
         "rounds": rounds,
         "seconds": {kind: spread(values) for kind, values in took.items()},
         "memory": {kind: spread(values) for kind, values in memory.items()},
-        "ratio": spread(ratios(took["read"], took["forward"])),
-        "memory_ratio": spread(ratios(memory["read"], memory["forward"])),
+        "ratio": {kind: spread(ratios(values, took["forward"])) for kind, values in took.items()},
+        "memory_ratio": {kind: spread(ratios(values, memory["forward"])) for kind, values in memory.items()},
     }
 
 

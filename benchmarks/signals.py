@@ -5,10 +5,11 @@
 Everything in a row runs in one process, in turns, so that a busy machine slows all alike; a figure is the median of the
 rounds' ratios, with the least and the greatest. `attention` is all attention statistics together: look-back distance,
 WAAD and FAI of five layers (`distances`), answer rows of two. `all` adds log-probs and entropies (`logits`); both are
-compared with a pass that makes the logits. `eager` reads the same statistics the way other code does, from the
-attention matrices of eager attention: in all layers, or only where they are read (`eager, needed`). Memory is the peak
-of a process of its own, over what it holds after a pass over 64 tokens; freed blocks go back at once, so that the peak
-is of what is in use.
+compared with a pass that makes the logits. `fused` are the kernels of that name; `fixed heads` are five of the eight
+heads of each layer, about as many as rhythm's two groups, without look-back distance. `eager` reads the same statistics
+the way other code does, from the attention matrices of eager attention: in all layers, or only where they are read
+(`eager, needed`). Memory is the peak of a process of its own, over what it holds after a pass over 64 tokens; freed
+blocks go back at once, so that the peak is of what is in use.
 
 `growth` is the exponent of N in a fit of log(cost) over log(N): of the time that a signal adds to a forward pass
 without logits, a fit a round, and of the peak memory. For it each signal is read alone, in passes that are not broken
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -48,6 +50,9 @@ LAYERS, WINDOW, HORIZON = 8, 10, (10, 100)
 SAMPLED, ANSWER_LAYERS = (1, 2, 3, 4, 5), (6, 7)
 VOCABULARY = 32_000
 DISTANCES = tc.Needs(distances=frozenset({DistanceNeed(SAMPLED, WINDOW, HORIZON)}))
+FIXED_HEADS = tc.Needs(
+    distances=frozenset({DistanceNeed(window=WINDOW, horizon=HORIZON, heads=tuple(product(SAMPLED, range(5))))})
+)
 ANSWER_ROWS = tc.Needs(answer_attention=frozenset(ANSWER_LAYERS))
 LOGITS = tc.Needs(logits=True)
 LENGTHS = (512, 1024, 2048, 4096)
@@ -162,6 +167,8 @@ MODES = {
     "forward": Mode(plain),
     "forward, logits": Mode(partial(plain, logits=True)),
     "distances": Mode(reads(DISTANCES, whole=True), growth=True),
+    "distances, fused": Mode(reads(DISTANCES, whole=True, kernels="fused"), growth=True),
+    "distances, fixed heads": Mode(reads(FIXED_HEADS, whole=True), growth=True),
     "distances, early stop": Mode(reads(DISTANCES)),
     "answer rows": Mode(reads(ANSWER_ROWS, whole=True), growth=True),
     "logits": Mode(reads(LOGITS), base="forward, logits", growth=True),

@@ -85,15 +85,19 @@ def _growth(found: dict[str, Any]) -> list[str]:
 
 
 def long_context(f: Figures) -> list[Grid]:
-    memory = {name: [_mib(v) for v in (s["median"], s["least"], s["greatest"])] for name, s in f["memory"].items()}
-    forward, read = ("{} [{}, {}]".format(*memory[name]) for name in ("forward", "read"))
     return [
         Grid(
             f"One sequence of {f['length']:,} tokens, {f['rounds']} rounds",
-            ["", "forward pass", "the pass that is read", "ratio"],
+            ["pass", "seconds", "/ forward", "peak extra memory, MiB", "/ forward"],
             [
-                ["seconds", cell(f["seconds"]["forward"], ".1f"), cell(f["seconds"]["read"], ".1f"), cell(f["ratio"])],
-                ["peak extra memory, MiB", forward, read, cell(f["memory_ratio"])],
+                [
+                    kind,
+                    cell(f["seconds"][kind], ".1f"),
+                    cell(f["ratio"][kind]),
+                    cell(f["memory"][kind], ",.0f"),
+                    cell(f["memory_ratio"][kind]),
+                ]
+                for kind in f["seconds"]
             ],
         )
     ]

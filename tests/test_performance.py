@@ -47,7 +47,7 @@ def make_long():
     spread = {"median": 1.0, "least": 0.5, "greatest": 2.0}
     both = {"forward": spread, "read": spread}
     machine = {"cpu": "a", "cores": 1, "threads": 1, "torch": "2", "transformers": "5"}
-    ratios = {"seconds": both, "memory": both, "ratio": spread, "memory_ratio": spread}
+    ratios = {"seconds": both, "memory": both, "ratio": both, "memory_ratio": both}
     return {"machine": machine, "quick": True, "model": "m", "length": 8, "rounds": 1, **ratios}
 
 
