@@ -1,8 +1,8 @@
 """The functions of `attention_statistics` as Triton kernels, for GPUs; float32 and narrower inputs.
 
-Rows that are asked about are read, prompts' rows are not; no (N, N) matrix is built. The kernels equal the reference
-under Triton's interpreter and compile ahead of time for sm_80 and sm_90, but they have never been timed or run on a
-GPU: the sizes of tiles are reasoned for heads of width 128, not measured.
+Only rows that are asked about are computed, in memory linear in length. The kernels equal the reference in Triton's
+interpreter and compile ahead of time for sm_80 and sm_90, but they have never been run on a GPU, nor timed: the sizes
+of tiles are reasoned for heads of width 128, not measured.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def head_distances(
         mass = mass * torch.sigmoid(log_sum_exp - attention.sinks.float()[:, None])
     log_sum_exp = _with_sinks(attention, log_sum_exp)
     low, high = horizon
-    influence = _column_sums(attention, chosen, log_sum_exp, columns, low=low, high=high, banded=True)
+    influence = _column_sums(attention, chosen, log_sum_exp, columns, low=low, high=min(high, length), banded=True)
     s = torch.arange(columns, device=lengths.device)
     rows_ahead = (torch.minimum(lengths[:, None] - 1, s + high) - (s + low) + 1).clamp(min=1)
     far = mass.new_zeros(len(lengths), 0) if distance is None else (distance * mass).sum(-1)
@@ -228,7 +228,11 @@ def _launch(kernel: Any, attention: Attention, rows: _Rows, *, over: int, tile: 
     programs = triton.cdiv(over, sizes[tile]) * batch * heads
     if programs == 0:
         return
-    strides = {f"{name}_{axis}": x.stride(i) for name, x in (("query", query), ("key", key)) for i, axis in _AXES}
+    strides = {
+        f"{name}_{axis}": stride
+        for name, vectors in (("query", query), ("key", key))
+        for axis, stride in zip("bhnd", vectors.stride(), strict=True)
+    }
     # One axis of programs: the others end at 65535.
     with torch.cuda.device_of(query):
         kernel[(programs,)](
@@ -251,9 +255,6 @@ def _launch(kernel: Any, attention: Attention, rows: _Rows, *, over: int, tile: 
             **sizes,
             **given,
         )
-
-
-_AXES = tuple(enumerate("bhnd"))
 
 
 def tile_sizes(kernel: Any, width: int, dtype: torch.dtype) -> dict[str, int]:
