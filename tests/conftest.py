@@ -9,6 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+# Triton reads this when it is first imported, which libraries do on their own: kernels run without a GPU too.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from transformers import (
