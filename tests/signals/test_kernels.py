@@ -184,6 +184,23 @@ def test_long_distances_keep_their_precision_when_fused():
     torch.testing.assert_close(sums.look_back[0, 1].double(), position / 2, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+def test_triton_through_a_model_in_its_interpreter(implementation):
+    pytest.importorskip("triton")
+    policy, rows = tiny_policy(), ROLLOUTS.rows(slice(0, 2))
+    policy.set_attn_implementation(implementation)
+    needs = tc.Needs(
+        answer_attention=frozenset({2}), answer_heads=frozenset({(1, 2)}), distances=frozenset({DISTANCES, FROZEN})
+    )
+    with torch.compiler.set_stance("force_eager"):
+        found, expected = (tc.collect(policy, rows, needs, kernels=name) for name in ("triton", "torch"))
+    torch.testing.assert_close(found.answer_attention[2], expected.answer_attention[2])
+    torch.testing.assert_close(found.answer_heads[1, 2], expected.answer_heads[1, 2])
+    for need in needs.distances:
+        for name in ("look_back", "waad", "fai"):
+            close(getattr(found.distances[need], name), getattr(expected.distances[need], name))
+
+
 def test_kernels_that_do_not_exist():
     with pytest.raises(ValueError, match="torch, fused, triton"):
         tc.collect(tiny_policy(), ROLLOUTS, tc.Needs(distances=frozenset({DISTANCES})), kernels="cuda")

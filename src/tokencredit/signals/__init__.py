@@ -1,6 +1,6 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
-from tokencredit.signals.attention_kernels import KERNELS
+from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.collect import collect, reward_model_for
 from tokencredit.signals.observe import observe, unobservable
 from tokencredit.signals.policy import causal_lm, check_adapter, model_signature
@@ -8,7 +8,6 @@ from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
 
 __all__ = [
-    "KERNELS",
     "DistanceNeed",
     "Needs",
     "RewardModel",
@@ -17,6 +16,7 @@ __all__ = [
     "causal_lm",
     "check_adapter",
     "collect",
+    "kernels_named",
     "model_signature",
     "observe",
     "reward_model_for",

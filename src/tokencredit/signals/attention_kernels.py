@@ -37,7 +37,7 @@ def kernels_named(name: str) -> Kernels:
     if name not in KERNELS:
         raise ValueError(f"kernels must be one of {', '.join(KERNELS)}; got {name!r}")
     if name == "triton":
-        from tokencredit.signals import attention_triton
+        from tokencredit.signals.attention_triton import answer_row_mean, head_distances
 
-        return Kernels(attention_triton.answer_row_mean, attention_triton.head_distances)
+        return Kernels(answer_row_mean, head_distances)
     return Kernels(fused=name == "fused")

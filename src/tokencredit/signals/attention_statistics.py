@@ -55,7 +55,7 @@ class Attention:
         return self.key.to(self.dtype)
 
     @property
-    def _leaves_it_to_the_kernel(self) -> bool:
+    def only_padding(self) -> bool:
         """The mask says what is padding, at most; causality and window are the kernel's own business."""
         return self.mask is None or (isinstance(self.mask, Tensor) and self.mask.ndim == 2)
 
@@ -121,7 +121,7 @@ class Attention:
 
     def seen_by(self, rows: Tensor, first: int = 0) -> Tensor:
         """(B, R) row indices -> (B, R, N - first) bool, the keys from `first` on that each row sees."""
-        if self._leaves_it_to_the_kernel:
+        if self.only_padding:
             distance = rows[..., None] - torch.arange(first, self.query.shape[2], device=rows.device)
             seen = (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
             return seen if self.mask is None else seen & self.mask[:, None, first:].bool()
@@ -147,7 +147,7 @@ class Attention:
         else:
             rows = torch.arange(start, stop, device=self.query.device)
             seen = self.seen_by(rows.expand(1 if self.mask is None else self.mask.shape[0], -1), first)
-        if not self._leaves_it_to_the_kernel and seen.triu(start - first + 1).any():
+        if not self.only_padding and seen.triu(start - first + 1).any():
             raise ValueError("the attention mask lets tokens see what comes after them, which is not supported")
         return seen[..., : stop - first]
 
@@ -236,13 +236,18 @@ def head_distances(
         )
         influence = (band * ((behind >= low) & (behind <= high))).sum(-2)
         fai[..., max(first, start) - start : r1 - start] += influence[..., max(first, start) - first :]
-    s = torch.arange(length - start, device=lengths.device)
-    rows_ahead = (torch.minimum(lengths[:, None] - 1, s + high) - (s + low) + 1).clamp(min=1)
     return HeadDistances(
         look_back=(total / lengths.clamp(min=1)[:, None]).float()[:, : heads if look_back else 0],
         waad=waad.float(),
-        fai=(fai / rows_ahead[:, None]).float(),
+        fai=(fai / rows_ahead(lengths, length - start, horizon)[:, None]).float(),
     )
+
+
+def rows_ahead(lengths: Tensor, columns: int, horizon: tuple[int, int]) -> Tensor:
+    """(B, columns): how many rows of a completion, of `lengths` (B,), FAI is a mean over; 1 where there is none."""
+    low, high = horizon
+    s = torch.arange(columns, device=lengths.device)
+    return (torch.minimum(lengths[:, None] - 1, s + high) - (s + low) + 1).clamp(min=1)
 
 
 class _Rows(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokencredit.signals.attention_statistics import Attention, HeadDistances
+from tokencredit.signals.attention_statistics import Attention, HeadDistances, rows_ahead
 
 try:
     import triton
@@ -80,14 +80,12 @@ def head_distances(
     log_sum_exp = _with_sinks(attention, log_sum_exp)
     low, high = horizon
     influence = _column_sums(attention, chosen, log_sum_exp, columns, low=low, high=min(high, length), banded=True)
-    s = torch.arange(columns, device=lengths.device)
-    rows_ahead = (torch.minimum(lengths[:, None] - 1, s + high) - (s + low) + 1).clamp(min=1)
     far = mass.new_zeros(len(lengths), 0) if distance is None else (distance * mass).sum(-1)
     return HeadDistances(
         look_back=far / lengths.clamp(min=1)[:, None],
         # min(t - s, W) is W but for the nearest W tokens.
         waad=window * mass - _near_sums(attention, chosen, log_sum_exp, window),
-        fai=influence / rows_ahead[:, None],
+        fai=influence / rows_ahead(lengths, columns, horizon)[:, None],
     )
 
 
@@ -105,7 +103,7 @@ def _see(attention: Attention, rows: Tensor, real: Tensor) -> _Rows:
     Raises:
         ValueError: a real row does not see a run of keys up to itself.
     """
-    if attention.mask is None or attention.mask.ndim == 2:
+    if attention.only_padding:
         first, is_run = _seen_under_padding(attention, rows)
     else:
         first, is_run = _seen_under_matrix(attention, rows)
@@ -136,8 +134,8 @@ def _seen_under_padding(attention: Attention, rows: Tensor) -> tuple[Tensor, Ten
 
 
 def _seen_under_matrix(attention: Attention, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for a (B or 1, 1, N, N) mask."""
-    length = attention.mask.shape[-1]
+    """The same for a (B or 1, 1, N, N) mask, or a block mask."""
+    length = attention.query.shape[2]
     tokens = torch.arange(length, device=rows.device)
     found = []
     for block in rows.split(max(1, _MAX_SEEN // (len(rows) * length)), 1):
@@ -151,8 +149,7 @@ def _seen_under_matrix(attention: Attention, rows: Tensor) -> tuple[Tensor, Tens
 
 def _told(attention: Attention) -> Tensor | None:
     """Log-sum-exps (B, H, N) that came with the attention. Beside sinks, whether they count those is not known."""
-    told: Tensor | None = getattr(attention, "log_sum_exp", None)
-    return None if attention.sinks is not None else told
+    return None if attention.sinks is not None else attention.log_sum_exp
 
 
 def _with_sinks(attention: Attention, log_sum_exp: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from tokencredit.methods import Method, method
-from tokencredit.signals import KERNELS, unobservable
+from tokencredit.signals import kernels_named, unobservable
 from tokencredit.steps import SPLITTERS
 
 OUTCOMES = ("trainer", "grpo", "dr_grpo", "rloo")
@@ -71,10 +71,10 @@ class CreditGRPOConfig(GRPOConfig):
             ("credit_splitter", self.credit_splitter, tuple(SPLITTERS)),
             ("credit_timing", self.credit_timing, TIMINGS),
             ("credit_outcome", self.credit_outcome, OUTCOMES),
-            ("credit_kernels", self.credit_kernels, KERNELS),
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
+        kernels_named(self.credit_kernels)
         chosen = self.build_credit_method()
         if self.credit_timing == "loss" and (why := self.why_not_in_loss()):
             raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')

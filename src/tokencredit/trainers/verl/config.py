@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tokencredit.methods import Method, method
-from tokencredit.signals import KERNELS, Needs
+from tokencredit.signals import Needs, kernels_named
 from tokencredit.steps import SPLITTERS
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -44,8 +44,7 @@ class CreditSettings:
             raise ValueError(f"algorithm.credit.params must be a mapping; got {self.params!r}")
         if self.splitter not in SPLITTERS:
             raise ValueError(f"algorithm.credit.splitter must be one of {', '.join(SPLITTERS)}; got {self.splitter!r}")
-        if self.kernels not in KERNELS:
-            raise ValueError(f"algorithm.credit.kernels must be one of {', '.join(KERNELS)}; got {self.kernels!r}")
+        kernels_named(self.kernels)
         self.build()
 
     @classmethod
