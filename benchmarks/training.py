@@ -4,10 +4,10 @@
 
 Credit's share of a whole step (generation, rewards, losses, updates): what the passes that carry the signals take
 longer than the same passes without, measured in turns on each batch, and what is computed from them. As medians over
-pairs of steps, with the least and the greatest. `two updates`: the quickstart's two on each generation batch, read in TRL's
-pass for the old log-probs. `one update`: TRL's default, read in the pass of the loss. `loss`: two updates, in their
-losses. `own pass`: one update, with the table of completions, which takes a pass of our own.
-`memory`: peak of a training process of its own over that with uniform credit, two updates.
+pairs of steps, with the least and the greatest. `two updates`: the quickstart's two on each generation batch, read in
+TRL's pass for the old log-probs. `one update`: TRL's default, read in the pass of the loss. `loss`: two updates, in
+their losses. `own pass`: one update, with the table of completions, which takes a pass of our own. `memory`: peak of a
+training process of its own over that with uniform credit, two updates.
 
 `0.3M` is the quickstart's policy. The larger ones are untrained: they write random text to the maximum length, in which
 `</think>` is made likely, so that there are answers; the reward is the share of digits.
