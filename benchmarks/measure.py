@@ -39,14 +39,15 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds of each work, round by round: a machine that is busy for a while then slows all alike."""
+    """Seconds of each work, round by round: a machine that is busy for a while then slows all alike. Every other round
+    goes backwards, since a work finds memory as the one before has left it."""
     if warm_up:
         for work in works.values():
             work()
     found: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            found[name].append(seconds(work))
+    for i in range(rounds):
+        for name in list(works) if i % 2 == 0 else reversed(works):
+            found[name].append(seconds(works[name]))
     return found
 
 

@@ -4,10 +4,10 @@
 
 Credit's share of a whole step (generation, rewards, losses, updates): what the passes that carry the signals take
 longer than the same passes without, measured in turns on each batch, and what is computed from them. As medians over
-the steps, with the least and the greatest. `two updates`: the quickstart's two on each generation batch, read in TRL's
-pass for the old log-probs. `one update`: TRL's default, read in the pass of the loss. `loss`: two updates, in their
-losses. `own pass`: one update, with the table of completions, which takes a pass of our own.
-`memory`: peak of a training process of its own over that with uniform credit, two updates.
+pairs of steps, with the least and the greatest. `two updates`: the quickstart's two on each generation batch, read in
+TRL's pass for the old log-probs. `one update`: TRL's default, read in the pass of the loss. `loss`: two updates, in
+their losses. `own pass`: one update, with the table of completions, which takes a pass of our own. `memory`: peak of a
+training process of its own over that with uniform credit, two updates.
 
 `0.3M` is the quickstart's policy. The larger ones are untrained: they write random text to the maximum length, in which
 `</think>` is made likely, so that there are answers; the reward is the share of digits.
@@ -29,6 +29,7 @@ import torch
 from datasets import Dataset
 from measure import THREADS, arguments, finish, in_own_process, peak_memory, spread
 from peft import LoraConfig
+from policies import SHAPES
 from transformers import PrinterCallback, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
@@ -74,10 +75,9 @@ class Size:
 
 SIZES = {
     "0.3M": Size(None, rollouts=128, steps=8, methods=METHODS, timings=tuple(SETTINGS), memory=True),
-    "3M": Size(PolicySize(256, 4, 4, 2, 768), rollouts=32, steps=6),
-    "18M": Size(PolicySize(512, 6, 8, 4, 1408), rollouts=16, steps=6),
+    "3M": Size(SHAPES["3M"], rollouts=32, steps=8),
+    "18M": Size(SHAPES["18M"], rollouts=16, steps=8),
 }
-"""The quickstart's policy, and untrained ones of about 3 and 18 M parameters."""
 QUICK: dict[str, Any] = {"sizes": ["0.3M", "3M"], "methods": ["rhythm"], "steps": 4}
 
 
@@ -156,7 +156,7 @@ def _random_text(tokenizer: Any) -> dict[str, Any]:
 
 
 def shares_of_step(size: Size, method: str, steps: int, **settings: Any) -> list[float]:
-    """Of each step but the first, which warm up."""
+    """Of each two steps in turn, one in each order of passes, but for the first, which warm up."""
     shares, before = [], {"watched": 0.0, "plain": 0.0}
 
     class Steps(TrainerCallback):
@@ -175,7 +175,7 @@ def shares_of_step(size: Size, method: str, steps: int, **settings: Any) -> list
         trainer = trainer_for(size, method, steps, folder, **settings)
         trainer.add_callback(Steps())
         trainer.train()
-    return shares[WARM_UP_STEPS:]
+    return [sum(two) / 2 for two in zip(shares[WARM_UP_STEPS::2], shares[WARM_UP_STEPS + 1 :: 2], strict=False)]
 
 
 def _memory(size: str, method: str) -> float:
@@ -226,7 +226,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--methods", nargs="+", help="in place of each size's own")
-    parser.add_argument("--steps", type=int, help="in place of each size's own")
+    parser.add_argument("--steps", type=int, help="in place of each size's own; an even number, at least 4")
     asked = parser.parse_args()
     found = figures(**QUICK) if asked.quick else figures(asked.sizes, asked.methods, asked.steps)
     finish("training", found, asked)

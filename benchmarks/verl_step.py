@@ -1,6 +1,6 @@
 """What credit costs in a step of a verl worker. It needs verl's environment (`make .venv-verl/.ready`):
 
-    .venv-verl/bin/python benchmarks/verl_step.py [--sizes 0.3M 3M 18M] [--methods atpo rhythm entropy] [--rounds 5]
+    .venv-verl/bin/python benchmarks/verl_step.py [--sizes 0.3M 3M 18M] [--methods atpo rhythm entropy] [--rounds 6]
 
 verl's own FSDP engine, one worker on the CPU, without Ray: its log-prob pass with and without signals, what the trainer
 computes from the fields that the worker ships, and its update (forward, backward, optimizer) with verl's PPO loss.
@@ -28,6 +28,7 @@ if find_spec("verl") is None:
 import torch
 from engines import batch_of, engine, log_prob_pass, nested
 from measure import THREADS, arguments, finish, in_turns, ratios, spread
+from policies import SHAPES
 from run_verl import write_assets
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig
@@ -40,7 +41,6 @@ from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.trainers.verl.fields import marked, unpack
 from tokencredit.trainers.verl.layout import rollouts_of, to_nested
 
-SIZES = {"0.3M": PolicySize(), "3M": PolicySize(256, 4, 4, 2, 768), "18M": PolicySize(512, 6, 8, 4, 1408)}
 METHODS = ("atpo", "rhythm", "entropy")
 ROLLOUTS, PROMPT, COMPLETION = 16, 32, 256
 QUICK: dict[str, Any] = {"sizes": ["0.3M"], "rounds": 2, "count": 4, "length": 64}
@@ -83,16 +83,16 @@ def spreading(method: Any, data: Any, fields: Any, outcome: torch.Tensor) -> Cal
 
 
 def figures(
-    sizes: Sequence[str] = tuple(SIZES),
+    sizes: Sequence[str] = tuple(SHAPES),
     methods: Sequence[str] = METHODS,
-    rounds: int = 5,
+    rounds: int = 6,
     count: int = ROLLOUTS,
     length: int = COMPLETION,
 ) -> dict[str, Any]:
     """For each size and method the pass with signals over the plain one, milliseconds, and credit's share."""
     torch.set_num_threads(THREADS)
     quiet_libraries()
-    found = [_of_size(SIZES[name], methods, rounds, rollouts(count, length)) for name in sizes]
+    found = [_of_size(SHAPES[name], methods, rounds, rollouts(count, length)) for name in sizes]
     return {"rounds": rounds, "sizes": found}
 
 
@@ -102,14 +102,13 @@ def _of_size(shape: PolicySize, methods: Sequence[str], rounds: int, batch: tc.R
     with tempfile.TemporaryDirectory() as folder:
         worker = engine(write_assets(Path(folder), policy) / "model")
     data, built = batch_of(batch), {name: tc.method(name) for name in methods}
-    works: dict[str, Callable[[], Any]] = {
-        "plain": partial(log_prob_pass, worker, data),
-        "update": updating(worker, data, outcome),
-    }
+    passes: dict[str, Callable[[], Any]] = {}
     for name, method in built.items():
-        works[f"read {name}"] = partial(log_prob_pass, worker, data, method)
-        works[f"trainer {name}"] = spreading(method, data, log_prob_pass(worker, data, method), outcome)
-    took = in_turns(works, rounds)
+        passes[f"plain {name}"] = partial(log_prob_pass, worker, data)
+        passes[f"read {name}"] = partial(log_prob_pass, worker, data, method)
+        passes[f"trainer {name}"] = spreading(method, data, log_prob_pass(worker, data, method), outcome)
+    # Apart, and last: an update slows the pass behind it.
+    took = in_turns(passes, rounds) | in_turns({"update": updating(worker, data, outcome)}, rounds)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
         "rollouts": len(batch),
@@ -119,7 +118,7 @@ def _of_size(shape: PolicySize, methods: Sequence[str], rounds: int, batch: tc.R
 
 
 def _of_method(took: dict[str, list[float]], name: str) -> dict[str, Any]:
-    read, trainer, plain, update = (took[key] for key in (f"read {name}", f"trainer {name}", "plain", "update"))
+    read, trainer, plain, update = (took[key] for key in (f"read {name}", f"trainer {name}", f"plain {name}", "update"))
     shares = [(r - p + t) / (r + t + u) for r, t, p, u in zip(read, trainer, plain, update, strict=True)]
     return {
         "ratio": spread(ratios(read, plain)),
@@ -131,9 +130,9 @@ def _of_method(took: dict[str, list[float]], name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     asked = parser.parse_args()
     found = figures(**QUICK) if asked.quick else figures(asked.sizes, asked.methods, asked.rounds)
     finish("verl_step", found, asked)
