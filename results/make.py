@@ -3,7 +3,7 @@
     python results/make.py                  # docs/results.md from results/*.json
     python results/make.py add RUN [...]    # keep what a run of `tokencredit audit` or `compare` found
 
-A kept file is named by its run's folder. It holds every figure, and no traces.
+A kept file is named by its run's folder. It holds every figure that is shown, and no traces.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,6 +21,8 @@ from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summ
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
+LAST_STEPS = 10
+"""Of what is logged at every step, those that are kept."""
 CONTROLS = ("later", "earlier", "step length", "replacement effect", "oracle")
 
 
@@ -32,6 +35,9 @@ def add(run: Path) -> Path:
     content.pop("summaries", None)
     for policy in content.get("policies", {}).values():
         policy.pop("traces")
+    for trained in content.get("runs", []):
+        del trained["reward"]
+        trained.update({name: trained[name][-LAST_STEPS:] for name in ("length", "gini", "effective_ratio")})
     kept = HERE / f"{found.stem}-{run.name.removeprefix(f'{found.stem}-')}.json"
     kept.write_text(json.dumps(shortened(content), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
     return kept
@@ -104,8 +110,9 @@ class Comparisons:
         self._found = kept
         self._summaries = {task: summarise(found["runs"], found["target"]) for task, found in kept.items()}
 
-    def tasks(self) -> list[str]:
-        return sorted(self._found)
+    def names(self, part: str = "") -> list[str]:
+        """Those whose name is a task's, or holds `part`."""
+        return sorted(name for name in self._found if (part in name if part else "-" not in name))
 
     def about(self, task: str) -> str:
         found = self._found[task]
@@ -131,6 +138,30 @@ class Comparisons:
 
     def rates(self, task: str) -> list[float]:
         return self._found[task]["config"]["learning_rates"]
+
+    def arm(self, task: str, name: str, figure: str, rate: float | None = None) -> str:
+        """A figure of an arm, at its best learning rate by default."""
+        found = self._found[task]
+        summaries = at_best_rates(found["runs"], found["target"]) if rate is None else self._summaries[task]
+        chosen = next(s for s in summaries if s.arm == name and rate in (None, s.learning_rate))
+        value = getattr(chosen, figure)
+        if isinstance(value, int | float):
+            return f"{value:.0f}"
+        return _gain(value) if "gain" in figure or "over" in figure else _interval(value)
+
+    def concentration(self, tasks: list[str]) -> str:
+        """Of each comparison and arm, how unequal its credit is at the end of training."""
+        lines = ["| rank | arm | Gini | effective ratio | area |", "|---|---|---|---|---|"]
+        for task in sorted(tasks, key=self.rank):
+            for s in self._summaries[task]:
+                runs = [run for run in self._found[task]["runs"] if run["arm"] == s.arm]
+                gini, ratio = (fmean(fmean(run[key]) for run in runs) for key in ("gini", "effective_ratio"))
+                lines.append(f"| {self.rank(task)} | {s.arm} | {gini:.3f} | {ratio:.3f} | {_interval(s.area)} |")
+        return "\n".join(lines)
+
+    def rank(self, task: str) -> int:
+        """Of the adapters."""
+        return self._found[task]["config"]["budget"]["lora_rank"]
 
 
 def _arms(summaries: list[ArmSummary]) -> str:
