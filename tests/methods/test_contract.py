@@ -30,6 +30,7 @@ CASES = [
     ("rhythm", {}),
     ("rhythm", {"strategy": "local", "layers": "all", "horizon": (1, 4)}),
     ("rhythm", {"strategy": "global", "heads": "all", "horizon": (2, 6), "select": "bottom", "sign": "positive"}),
+    ("rhythm", {"horizon": (1, 4), "local_heads": ((1, 0), (2, 3)), "global_heads": ((3, 1), (-3, 0))}),
     ("surprisal", {}),
     ("uniform", {}),
 ]

@@ -458,6 +458,9 @@ def test_rhythm_with_fixed_groups():
     assert {layer for layer, _ in (*local, *remote)} == set(next(iter(fixed.needs.distances)).layers)
     other = tc.method("rhythm", horizon=(1, 4), local_heads=remote, global_heads=local)
     assert not torch.equal(weights_of(other), weights_of(free))
+    for strategy, wanted in (("local", local), ("global", remote), ("coupled", local + remote)):
+        m = tc.method("rhythm", strategy=strategy, local_heads=local, global_heads=remote)
+        assert set(next(iter(m.needs.distances)).heads) == set(wanted)
     with pytest.raises(ValueError, match="together"):
         tc.method("rhythm", local_heads=local)
     with pytest.raises(ValueError, match="group_heads"):
