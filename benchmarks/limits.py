@@ -1,7 +1,7 @@
 """What reading attention costs at least, calculated from a model's shape. Nothing here is measured.
 
 Multiplications and additions count, two for each element of a matrix product; exponentials and the sums over scores do
-not. A signal costs at least the scores q . k that it is made of, since the model's own kernel does not hand them out.
+not. A signal costs at least the scores q . k that it is made of, where the model's kernel hands out no sums of them.
 """
 
 from __future__ import annotations

@@ -221,6 +221,9 @@ def test_groupings_are_the_methods_own():
     curves = rhythm_curves(policy, ROLLOUTS, fixed)
     torch.testing.assert_close(curves.waad, heads.waad[:, :2].mean(1))
     torch.testing.assert_close(curves.fai, heads.fai[:, 2])
+    for strategy in ("local", "global"):
+        alike = rhythm_curves(policy, ROLLOUTS, replace(fixed, strategy=strategy))
+        assert all(torch.equal(a, b) for a, b in zip(alike, curves, strict=True))
     everyone = rhythm_curves(policy, ROLLOUTS, Rhythm(horizon=(2, 6), heads="all"))
     every = tc.signals.DistanceNeed((1, 2), horizon=(2, 6))
     of_all = tc.collect(policy, ROLLOUTS, tc.Needs(distances=frozenset({every}))).distances[every]

@@ -10,6 +10,7 @@ from conftest import make_rollouts, tiny_policy
 import tokencredit as tc
 from tokencredit.signals import DistanceNeed, observe
 from tokencredit.signals import attention as attention_module
+from tokencredit.signals import attention_statistics as statistics_module
 from tokencredit.signals.attention_statistics import Attention, head_distances
 from tokencredit.signals.row_sums import with_log_sum_exp, with_look_back
 
@@ -114,6 +115,15 @@ def test_a_band_is_read_in_memory_of_the_band():
     assert largest.elements <= heads * 64 * (64 + 50)
 
 
+def test_a_band_of_all_keys_is_read_in_blocks_as_whole_rows_are(monkeypatch):
+    monkeypatch.setattr(statistics_module, "_MAX_SCORES", 1)
+    q = torch.randn(1, 4, 600, 8)
+    with LargestTensor() as largest:
+        given = Attention(q, q, scaling=1.0, log_sum_exp=torch.randn(1, 4, 600))
+        head_distances(given, torch.ones(1, 500, dtype=torch.bool), 10, (1, 1 << 30), look_back=False)
+    assert largest.elements <= 4 * 8 * 600
+
+
 @pytest.mark.parametrize("name", ["Qwen3", "Mistral"])
 def test_telling_the_log_sum_exp_leaves_logits_bitwise_equal(name):
     model = build(name)
@@ -147,13 +157,48 @@ def test_gradients_are_those_of_the_model_while_it_tells():
     assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
-def test_half_precision_is_not_fused(whole_rows):
-    """Positions would be rounded as values of bfloat16 are."""
-    policy = tiny_policy().bfloat16()
-    need = tc.Needs(distances=frozenset({DISTANCES}))
-    fused, plain = (tc.collect(policy, ROLLOUTS, need, kernels=k).distances[DISTANCES] for k in ("fused", "torch"))
-    assert torch.equal(fused.look_back, plain.look_back)
-    assert len(whole_rows) == 2 * 4
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+def test_sums_of_rounded_scores_are_not_believed(kind, kernels, whole_rows):
+    """SDPA rounds queries and keys under autocast, and positions and exponentials in half precision."""
+    policy = build("Qwen2")
+    if kind != "autocast":
+        policy = policy.to(getattr(torch, kind))
+    every = DistanceNeed("all", FROZEN.window, FROZEN.horizon)
+    needs = tc.Needs(distances=frozenset({FROZEN, every}))
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        found = tc.collect(policy, ROLLOUTS, needs, kernels=kernels).distances
+    assert len(whole_rows) == 4 + 2
+    torch.testing.assert_close(found[FROZEN].waad, found[every].waad[:, PLACES], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[FROZEN].fai, found[every].fai[:, PLACES], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ON_SDPA)
+def test_rows_and_the_log_sum_exp_that_is_told_are_of_the_same_scores(name):
+    def mass(attention):
+        return attention.band(0, attention.query.shape[2], 0).sum(-1)
+
+    model = build(name)
+    asked, tell = {layer: {"mass": mass} for layer in range(4)}, dict.fromkeys(range(4), with_log_sum_exp)
+    with torch.no_grad(), attention_module.probe_attention(model, asked, tell=tell) as probe:
+        model(ROLLOUTS.input_ids, attention_mask=ROLLOUTS.attention_mask.long(), use_cache=False)
+    for found in probe.found.values():
+        real = found.transpose(1, 2)[ROLLOUTS.attention_mask]
+        torch.testing.assert_close(real, torch.ones_like(real), atol=1e-5, rtol=0)
+
+
+def test_a_softcap_is_not_believed_to_be_in_what_sdpa_tells():
+    attend = attention_module._probing(lambda *given, **kwargs: (given[3], None))
+    q = torch.randn(1, 2, 5, 4)
+    probe = attention_module.Probe({0: {"told": lambda a: a.log_sum_exp}}, tell={0: lambda *_, **__: 1 / 0})
+    token = attention_module._ACTIVE.set(probe)
+    try:
+        module = torch.nn.Module()
+        module.layer_idx = 0
+        attend(module, q, q, q, None, softcap=2.0)
+    finally:
+        attention_module._ACTIVE.reset(token)
+    assert probe.found == {(0, "told"): None}
 
 
 def test_attention_with_dropout_tells_nothing_and_is_read_whole(whole_rows):
@@ -178,7 +223,8 @@ def test_long_distances_keep_their_precision_when_fused():
         return sdpa(query, key, value, is_causal=True, scale=scaling).transpose(1, 2), None
 
     with torch.no_grad():
-        _, sums = with_look_back(attend, None, q, k, torch.randn(1, 2, n, 8), None, scaling=1.0)
+        (output, _), sums = with_look_back(attend, None, q, k, torch.randn(1, 2, n, 8), None, scaling=1.0)
+    assert output.is_contiguous()  # as transformers' own output is, which some models view
     position = torch.arange(n, dtype=torch.float64)
     torch.testing.assert_close(sums.look_back[0, 0].double(), position, atol=2e-3, rtol=0)
     torch.testing.assert_close(sums.look_back[0, 1].double(), position / 2, atol=2e-3, rtol=0)
@@ -203,4 +249,10 @@ def test_triton_through_a_model_in_its_interpreter(implementation):
 
 def test_kernels_that_do_not_exist():
     with pytest.raises(ValueError, match="torch, fused, triton"):
-        tc.collect(tiny_policy(), ROLLOUTS, tc.Needs(distances=frozenset({DISTANCES})), kernels="cuda")
+        tc.collect(tiny_policy(), ROLLOUTS, tc.Needs(), kernels="cuda")
+
+
+@pytest.mark.parametrize("heads", [(), ((1,),), ((1, "2"),)])
+def test_heads_that_are_none(heads):
+    with pytest.raises(ValueError, match="heads must be"):
+        DistanceNeed(heads=heads)

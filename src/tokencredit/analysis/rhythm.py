@@ -23,7 +23,7 @@ from tokencredit.methods.base import check_number, top_mask
 from tokencredit.methods.rhythm import Rhythm, nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import DistanceNeed, Needs, collect
+from tokencredit.signals import DistanceNeed, Needs, causal_lm, collect
 
 _SHORTEST = 4
 _UNBOUNDED = (1, 1 << 30)
@@ -146,8 +146,11 @@ def rhythm_curves(
     the highest kurtosis over the completion's tokens; the last token has no later row and does not count.
     """
     m = Rhythm() if m is None else m
+    if m.local_heads is not None:
+        m = replace(m, strategy="coupled")  # the one that reads both groups
     (need,) = m.needs.distances
-    every = DistanceNeed(need.layers, need.window, need.horizon)
+    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
+    every = DistanceNeed(tuple(sorted({layer % layers for layer in need.sample(layers)})), need.window, need.horizon)
     columns = replace(every, horizon=_UNBOUNDED)
     needs = m.needs | Needs(distances=frozenset({every, columns}), logits=True)
     signals = collect(policy, rollouts, needs, batch_size=batch_size)

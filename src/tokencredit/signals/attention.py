@@ -67,7 +67,8 @@ def probe_attention(
     Args:
         stop: end the block when all is found, in the midst of the forward pass, unless hooks on the model count on
             seeing its end.
-        tell: layer -> how its attention is called, where it is SDPA on a CPU; the call that others make by default.
+        tell: layer -> how its attention is called, where it is SDPA on a CPU in full precision; the call that others
+            make by default.
 
     Raises:
         ValueError: when the block ends, if the attention of a layer was not seen.
@@ -125,7 +126,7 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
         if probe is None or layer not in probe.asked:
             return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         _refuse_unreadable(module, query, key, attention_mask, kwargs)
-        call = probe.tell.get(layer, _plainly) if query.device.type == "cpu" else _plainly
+        call = probe.tell.get(layer, _plainly) if _tells_of_what_it_is_given(query, kwargs) else _plainly
         output, sums = call(base, module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         seen = Attention(
             query.detach(),
@@ -150,6 +151,15 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
         return output
 
     return attention_forward
+
+
+def _tells_of_what_it_is_given(query: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Sums that SDPA tells are those of the scores that we compute from the same queries and keys, in full precision.
+
+    Under autocast it would round them first, in half precision its exponentials are coarse, and a softcap it ignores.
+    """
+    full = query.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(query.device.type)
+    return full and query.device.type == "cpu" and kwargs.get("softcap") is None
 
 
 def _plainly(attend: Callable[..., Any], *given: Any, **kwargs: Any) -> tuple[Any, RowSums]:

@@ -28,8 +28,8 @@ KERNELS = ("torch", "fused", "triton")
 
 
 def kernels_named(name: str) -> Kernels:
-    """`torch`: exact, and the model computes bit for bit what it would. `fused`, for SDPA on CPUs: look-back distances
-    come out of the model's own attention call, whose output is then equal up to rounding. `triton`: on GPUs.
+    """`torch`: the model computes bit for bit what it would. `fused`, for SDPA on CPUs in full precision: look-back
+    distances come out of the model's own attention call, whose output is then equal up to rounding. `triton`: on GPUs.
 
     Raises:
         ValueError: there are no kernels of this name. ImportError: Triton is not installed.

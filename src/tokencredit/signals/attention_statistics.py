@@ -29,7 +29,8 @@ class Attention:
         mask: None (causal), (B, N) padding, (B or 1, 1, N, N), bool or additive, or the BlockMask of flex attention.
         window: sliding window, where the mask leaves it to the kernel.
         softcap: tanh cap on the scores (Gemma 2). sinks: (H,) logits that take part in the softmax (gpt-oss).
-        log_sum_exp: (B, H, N), of each row's scores, where the model's own attention has told it.
+        log_sum_exp: (B, H, N), of each row's scores as the fields above give them in `dtype`, where the model's own
+            attention has told it.
         look_back: (B, H, N), sum_s A[t,s] (t - s) of each row, likewise; only beside `log_sum_exp`.
         memory: for scores, filled at need; layers that share it reuse it.
     """
@@ -220,7 +221,8 @@ def head_distances(
     total, waad, fai = new(batch, heads), new(batch, heads, length - start), new(batch, heads, length - start)
     known = attention.log_sum_exp is not None and attention.sinks is None
     told = known and (attention.look_back is not None or not look_back)
-    block = 64 if told else min(64, max(8, _MAX_SCORES // (batch * heads * length)))
+    read = min(length, 64 + max(window, high)) if told else length
+    block = min(64, max(8, _MAX_SCORES // (batch * heads * read)))
     for r0 in range(start, length, block):
         r1 = min(length, r0 + block)
         first = max(0, r0 - max(window, high))

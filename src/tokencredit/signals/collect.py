@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
+from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
 from tokencredit.signals.logits import check_head, logprob_and_entropy
@@ -46,8 +47,9 @@ def collect(
 
     Raises:
         ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
-            cannot be read), or `answer_start` is missing where it is needed.
+            cannot be read), `answer_start` is missing where it is needed, or there are no such kernels.
     """
+    kernels_named(kernels)
     if not needs:
         return Signals()
     if needs.answer_attention or needs.answer_heads:

@@ -35,10 +35,10 @@ def with_look_back(
     """Call an attention function with the keys' positions as one more channel of the values: the mean position of what
     a row attends to comes out beside its values.
 
-    The output is that of the plain call up to rounding. In half precision positions would be rounded, and where
-    gradients are recorded they would be for the wider call: there only the log-sum-exp is told.
+    The output is that of the plain call up to rounding. Where gradients are recorded they would be for the wider call:
+    there only the log-sum-exp is told.
     """
-    if value.dtype not in (torch.float32, torch.float64) or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return with_log_sum_exp(attend, module, query, key, value, *given, **kwargs)
     width, length = value.shape[-1], value.shape[2]
     centre = length / 2
@@ -52,7 +52,7 @@ def with_look_back(
     )
     # (B, N, H, width): transformers' attention functions return heads behind positions.
     attended_to = output[..., width].transpose(1, 2) + centre
-    return (output[..., :width], *rest), RowSums(sums.log_sum_exp, positions - attended_to)
+    return (output[..., :width].contiguous(), *rest), RowSums(sums.log_sum_exp, positions - attended_to)
 
 
 class _FlashAttention(TorchDispatchMode):

@@ -29,6 +29,8 @@ class DistanceNeed:
 
     def __post_init__(self) -> None:
         if self.heads is not None:
+            if not self.heads or not all(len(pair) == 2 and all(type(i) is int for i in pair) for pair in self.heads):
+                raise ValueError(f"heads must be (layer, head) pairs, at least one; got {self.heads!r}")
             object.__setattr__(self, "heads", tuple(tuple(pair) for pair in self.heads))
             object.__setattr__(self, "layers", tuple(sorted({layer for layer, _ in self.heads})))
         if isinstance(self.layers, str):
