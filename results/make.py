@@ -149,14 +149,24 @@ class Comparisons:
             return f"{value:.0f}"
         return _gain(value) if "gain" in figure or "over" in figure else _interval(value)
 
+    def gaining(self, task: str) -> list[str]:
+        """The arms whose gain in area, each at its best rate, has an interval above 0."""
+        found = self._found[task]
+        gains = {s.arm: s.area_gain for s in at_best_rates(found["runs"], found["target"])}
+        return [arm for arm, gain in gains.items() if gain is not None and (gain.low or 0) > 0]
+
+    def at_end(self, task: str, arm: str, key: str) -> str:
+        """The mean of what is logged over the last steps of an arm's runs."""
+        runs = [run for run in self._found[task]["runs"] if run["arm"] == arm]
+        return f"{fmean(fmean(run[key]) for run in runs):.2f}"
+
     def concentration(self, tasks: list[str]) -> str:
         """Of each comparison and arm, how unequal its credit is at the end of training."""
         lines = ["| rank | arm | Gini | effective ratio | area |", "|---|---|---|---|---|"]
         for task in sorted(tasks, key=self.rank):
             for s in self._summaries[task]:
-                runs = [run for run in self._found[task]["runs"] if run["arm"] == s.arm]
-                gini, ratio = (fmean(fmean(run[key]) for run in runs) for key in ("gini", "effective_ratio"))
-                lines.append(f"| {self.rank(task)} | {s.arm} | {gini:.3f} | {ratio:.3f} | {_interval(s.area)} |")
+                gini, ratio = (self.at_end(task, s.arm, key) for key in ("gini", "effective_ratio"))
+                lines.append(f"| {self.rank(task)} | {s.arm} | {gini} | {ratio} | {_interval(s.area)} |")
         return "\n".join(lines)
 
     def rank(self, task: str) -> int:
