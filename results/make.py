@@ -17,12 +17,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tokencredit.report.page import shortened
-from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summarise
+from tokencredit.testbed.curves import LAST_STEPS, ArmSummary, Interval, at_best_rates, summarise
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
-LAST_STEPS = 10
-"""Of what is logged at every step, those that are kept."""
 CONTROLS = ("later", "earlier", "step length", "replacement effect", "oracle")
 
 
@@ -109,6 +107,7 @@ class Comparisons:
         kept = {p.stem.removeprefix("compare-"): json.loads(p.read_text()) for p in folder.glob("compare-*.json")}
         self._found = kept
         self._summaries = {task: summarise(found["runs"], found["target"]) for task, found in kept.items()}
+        self._best = {task: at_best_rates(found["runs"], found["target"]) for task, found in kept.items()}
 
     def names(self, part: str = "") -> list[str]:
         """Those whose name is a task's, or holds `part`."""
@@ -130,7 +129,7 @@ class Comparisons:
         return f"{self._found[task]['target']:g}"
 
     def best(self, task: str) -> str:
-        return _arms(at_best_rates(self._found[task]["runs"], self._found[task]["target"]))
+        return _arms(self._best[task])
 
     def at(self, task: str, rate: float) -> str:
         """All arms at one learning rate; adapters at theirs."""
@@ -141,8 +140,7 @@ class Comparisons:
 
     def arm(self, task: str, name: str, figure: str, rate: float | None = None) -> str:
         """A figure of an arm, at its best learning rate by default."""
-        found = self._found[task]
-        summaries = at_best_rates(found["runs"], found["target"]) if rate is None else self._summaries[task]
+        summaries = self._best[task] if rate is None else self._summaries[task]
         chosen = next(s for s in summaries if s.arm == name and rate in (None, s.learning_rate))
         value = getattr(chosen, figure)
         if isinstance(value, int | float):
@@ -151,8 +149,7 @@ class Comparisons:
 
     def gaining(self, task: str) -> list[str]:
         """The arms whose gain in area, each at its best rate, has an interval above 0."""
-        found = self._found[task]
-        gains = {s.arm: s.area_gain for s in at_best_rates(found["runs"], found["target"])}
+        gains = {s.arm: s.area_gain for s in self._best[task]}
         return [arm for arm, gain in gains.items() if gain is not None and (gain.low or 0) > 0]
 
     def at_end(self, task: str, arm: str, key: str) -> str:

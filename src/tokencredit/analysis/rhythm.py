@@ -149,8 +149,11 @@ def rhythm_curves(
     if m.local_heads is not None:
         m = replace(m, strategy="coupled")  # the one that reads both groups
     (need,) = m.needs.distances
-    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
-    every = DistanceNeed(tuple(sorted({layer % layers for layer in need.sample(layers)})), need.window, need.horizon)
+    every = need
+    if need.heads is not None:
+        layers = causal_lm(policy).get_decoder().config.num_hidden_layers
+        whole = tuple(sorted({layer % layers for layer in need.sample(layers)}))
+        every = DistanceNeed(whole, need.window, need.horizon)
     columns = replace(every, horizon=_UNBOUNDED)
     needs = m.needs | Needs(distances=frozenset({every, columns}), logits=True)
     signals = collect(policy, rollouts, needs, batch_size=batch_size)

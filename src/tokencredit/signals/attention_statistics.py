@@ -60,6 +60,11 @@ class Attention:
         """The mask says what is padding, at most; causality and window are the kernel's own business."""
         return self.mask is None or (isinstance(self.mask, Tensor) and self.mask.ndim == 2)
 
+    @property
+    def usable_log_sum_exp(self) -> Tensor | None:
+        """`log_sum_exp`, but for attention with sinks, where it is not known whether it counts them."""
+        return None if self.sinks is not None else self.log_sum_exp
+
     def of_heads(self, heads: Sequence[int]) -> Attention:
         """The same for some heads only, in the order given."""
         chosen = torch.tensor(heads, device=self.query.device)
@@ -219,8 +224,7 @@ def head_distances(
     new = partial(torch.zeros, dtype=attention.dtype, device=attention.query.device)
     positions = torch.arange(length, dtype=attention.dtype, device=attention.query.device)
     total, waad, fai = new(batch, heads), new(batch, heads, length - start), new(batch, heads, length - start)
-    known = attention.log_sum_exp is not None and attention.sinks is None
-    told = known and (attention.look_back is not None or not look_back)
+    told = attention.usable_log_sum_exp is not None and (attention.look_back is not None or not look_back)
     read = min(length, 64 + max(window, high)) if told else length
     block = min(64, max(8, _MAX_SCORES // (batch * heads * read)))
     for r0 in range(start, length, block):

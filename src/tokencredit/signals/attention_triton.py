@@ -38,7 +38,7 @@ def answer_row_mean(attention: Attention, rows: Tensor) -> Tensor:
     index = rows.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
     is_row = torch.arange(index.shape[1], device=rows.device) < count[:, None]
     chosen = _see(attention, index, is_row)
-    told = _told(attention)
+    told = attention.usable_log_sum_exp
     if told is None:
         log_sum_exp, _ = _row_sums(attention, chosen, look_back=False)
     else:
@@ -69,7 +69,7 @@ def head_distances(
     length, columns, lengths = attention.query.shape[2], completion_mask.shape[1], completion_mask.sum(1)
     positions = torch.arange(length - columns, length, device=completion_mask.device)
     chosen = _see(attention, positions.expand_as(completion_mask), completion_mask.bool())
-    told = _told(attention)
+    told = attention.usable_log_sum_exp
     if told is None or look_back:
         log_sum_exp, distance = _row_sums(attention, chosen, look_back=look_back)
     else:
@@ -145,11 +145,6 @@ def _seen_under_matrix(attention: Attention, rows: Tensor) -> tuple[Tensor, Tens
         found.append((first, (seen == run).all(-1)))
     firsts, are_runs = zip(*found, strict=True)
     return torch.cat(firsts, 1), torch.cat(are_runs, 1)
-
-
-def _told(attention: Attention) -> Tensor | None:
-    """Log-sum-exps (B, H, N) that came with the attention. Beside sinks, whether they count those is not known."""
-    return None if attention.sinks is not None else attention.log_sum_exp
 
 
 def _with_sinks(attention: Attention, log_sum_exp: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from tokencredit.testbed.compare import Arm
 COLLAPSE = 0.1
 """So much below where it began a run must end: less is the noise of a few hundred problems."""
 
+LAST_STEPS = 10
+"""Over which what is logged at every step is averaged, to say how a run ends."""
+
 Runs = Mapping[tuple[int, int], Mapping[str, Any]]
 """(checkpoint, seed) -> run."""
 Groups = dict[tuple[str, float], dict[tuple[int, int], Mapping[str, Any]]]
@@ -126,7 +129,7 @@ def _summary(name: str, rate: float, groups: Groups, baseline_rate: float, targe
         runs=len(runs),
         area=_over_checkpoints({key: area(run) for key, run in found.items()}),
         final=_over_checkpoints({key: final(run) for key, run in found.items()}),
-        length=fmean(fmean(run["length"][-10:]) for run in runs),
+        length=fmean(fmean(run["length"][-LAST_STEPS:]) for run in runs),
         collapsed=collapsed,
         collapse_low=float(wilson.low),
         collapse_high=float(wilson.high),

@@ -75,9 +75,8 @@ class Layout:
 
     def attention(self, attention: Attention) -> Attention:
         """Attention of the pass on the rollouts' grid."""
-        mask = attention.mask
-        # One of (R, C), or none, leaves causality to the kernel, and which sequence a token is of to the layout.
-        seen = self.mask if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2) else self._square(mask)
+        # A mask of (R, C), or none, leaves causality to the kernel, and which sequence a token is of to the layout.
+        seen = self.mask if attention.only_padding else self._square(attention.mask)
         sums = {name: getattr(attention, name) for name in ("log_sum_exp", "look_back")}
         told: dict[str, Any] = {name: self._heads(values) for name, values in sums.items() if values is not None}
         return replace(attention, query=self._heads(attention.query), key=self._heads(attention.key), mask=seen, **told)
