@@ -147,3 +147,20 @@ def test_the_longest_phrase_decides():
     assert steps(f"Let me check {LONG} Let me check.", min_length=1) == [f"Let me check {LONG}", "Let me check."]
     forward = f"First, {LONG}"
     assert steps(f"{forward} Let me check. {LONG}")[0] == forward
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "start"),
+    [
+        ("2+2=4. So \\boxed{4}.", "auto", "\\boxed{4}."),
+        ("\\boxed{3}? No. \\boxed{4}", "auto", "\\boxed{4}"),
+        ("2+2=4</think>It is \\boxed{4}", "auto", "It is \\boxed{4}"),
+        ("\\boxed{4}</think>", "auto", None),
+        ("It is \\boxed{4}", "end_of_reasoning", None),
+        ("Answer: 3? Answer: 4", r"Answer:", "Answer: 4"),
+        ("no such text", r"Answer:", None),
+    ],
+)
+def test_where_the_answer_starts(text, answer, start):
+    expected = -1 if start is None else text.rindex(start)
+    assert find_answer(list(text), answer=answer) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from tokencredit import outcome
 from tokencredit.credit import Credit
 from tokencredit.methods import Method, method
+from tokencredit.notices import inactive
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import collect
 
@@ -27,6 +29,8 @@ def assign(
     kernels: str = "torch",
 ) -> Credit:
     """Collect what a method needs from the policy, and apply it.
+
+    A UserWarning says where the method left completions uniform, why, and which option helps.
 
     Args:
         policy: a transformers causal LM, or a PEFT model around one.
@@ -57,7 +61,10 @@ def assign(
         batch_size=batch_size,
         kernels=kernels,
     )
-    return chosen(rollouts, advantages, signals, step=step)
+    credit = chosen(rollouts, advantages, signals, step=step)
+    for sentence in inactive(chosen, credit.diagnostics):
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    return credit
 
 
 def assignable(

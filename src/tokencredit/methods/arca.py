@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative, salience_weights
-from tokencredit.methods.base import check_number
+from tokencredit.methods.base import all_zero, check_number
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
 
@@ -20,11 +22,15 @@ class ARCA:
 
     Needs a PEFT policy. While the adapter is as initialised (B = 0) every residual is 0 and the weights are uniform. In
     bfloat16 weights a residual below about a hundredth of the state is mostly rounding.
-    Own diagnostics: `residual_mean` and `residual_max`, over the completion's tokens.
+    Own diagnostics: `residual_mean` and `residual_max`, over the completion's tokens; `no_residual`, 1 where all are 0.
     """
 
     eps: float = 1e-6
     name: ClassVar[str] = "arca"
+    sign_only: ClassVar[bool] = True
+    uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"no_residual": "the adapter does not change their states: its B matrices are 0 until the first update"}
+    )
 
     def __post_init__(self) -> None:
         check_number("eps", self.eps, 0, open_low=True)
@@ -44,4 +50,5 @@ class ARCA:
             salience_weights(residual, mask, self.eps),
             residual_mean=(residual * mask).sum(1) / rollouts.lengths.clamp(min=1),
             residual_max=(residual * mask).amax(1),
+            no_residual=all_zero(residual, mask),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.methods.base import check_number
+from tokencredit.notices import NO_ANSWER
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
@@ -31,6 +34,8 @@ class ATPO:
     temperature: float = 2.0
     floor: float = 0.5
     name: ClassVar[str] = "atpo"
+    sign_only: ClassVar[bool] = True
+    uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType({"no_answer": NO_ANSWER})
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, int) or self.layers < 1:

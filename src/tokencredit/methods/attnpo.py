@@ -3,8 +3,10 @@ essential steps of bad ones are blamed less."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.head_files import HeadFile
 from tokencredit.methods.base import check_choice, check_heads, check_number, step_means
+from tokencredit.notices import NO_ANSWER
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
@@ -38,7 +41,8 @@ class AttnPO:
             released code).
         model: the model that the heads are of, which the policy must be; a head file says so itself.
 
-    Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens.
+    Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens; `single_step`, 1 where the
+    reasoning has fewer than two steps.
     """
 
     heads: tuple[tuple[int, int], ...] | str
@@ -50,6 +54,13 @@ class AttnPO:
     baseline_length: str = "response"
     model: str | None = None
     name: ClassVar[str] = "attnpo"
+    sign_only: ClassVar[bool] = True
+    uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "no_answer": NO_ANSWER,
+            "single_step": "their reasoning is a single step, and credit is assigned to steps: choose another splitter",
+        }
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str | PathLike):
@@ -107,7 +118,12 @@ class AttnPO:
             return (torch.cat([which, torch.zeros_like(which[:, :1])], 1).gather(1, index) & inside).sum(1) / count
 
         return multiplicative(
-            rollouts, advantages, on_tokens.gather(1, index), attenuated=share(attenuate), protected=share(protect)
+            rollouts,
+            advantages,
+            on_tokens.gather(1, index),
+            attenuated=share(attenuate),
+            protected=share(protect),
+            single_step=rollouts.has_answer & ~several[:, 0],
         )
 
     def _key_focus(self, signals: Signals) -> Tensor:

@@ -16,7 +16,12 @@ from tokencredit.signals.types import Needs, Signals
 
 
 class Method(Protocol):
-    """A frozen dataclass of parameters that turns signals into credit."""
+    """A frozen dataclass of parameters that turns signals into credit.
+
+    Two optional class attributes say more about it: `sign_only` (bool, False where it is absent), that its weights
+    depend on the outcome advantage by its sign alone; and `uniform_because`, which maps the name of a diagnostic, 1
+    where a completion was left uniform, to an explanation for the user (see `tokencredit.notices`).
+    """
 
     name: ClassVar[str]
 
@@ -47,6 +52,11 @@ def top_mask(values: Tensor, mask: Tensor, q: float) -> Tensor:
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(mask.shape[1], device=mask.device).expand_as(order))
     count = torch.tensor([top_count(q, n) for n in mask.sum(1).tolist()], device=mask.device)
     return (rank < count[:, None]) & mask
+
+
+def all_zero(values: Tensor, mask: Tensor) -> Tensor:
+    """(B,) bool: `values` (B, T) are 0 on every masked token of a row, which has at least one."""
+    return mask.any(1) & ~((values != 0) & mask).any(1)
 
 
 def step_means(values: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:

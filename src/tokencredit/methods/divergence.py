@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative, salience_weights
-from tokencredit.methods.base import check_number
+from tokencredit.methods.base import all_zero, check_number
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
 
@@ -17,10 +19,15 @@ from tokencredit.signals.types import Needs, Signals
 class Divergence:
     """Salience abs(log pi(y_t) - log pi_ref(y_t)); weights of mean one.
 
-    The reference is the policy with its adapter switched off, or the model given as `reference_model`."""
+    The reference is the policy with its adapter switched off, or the model given as `reference_model`.
+    Own diagnostic: `no_divergence`, 1 where the two agree on every token."""
 
     eps: float = 1e-6
     name: ClassVar[str] = "divergence"
+    sign_only: ClassVar[bool] = True
+    uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"no_divergence": "policy and reference give their tokens equal log-probs, as before the first update"}
+    )
 
     def __post_init__(self) -> None:
         check_number("eps", self.eps, 0, open_low=True)
@@ -34,4 +41,7 @@ class Divergence:
         assert signals.logprob is not None
         assert signals.reference_logprob is not None
         salience = (signals.logprob - signals.reference_logprob).abs()
-        return multiplicative(rollouts, advantages, salience_weights(salience, rollouts.completion_mask, self.eps))
+        mask = rollouts.completion_mask
+        return multiplicative(
+            rollouts, advantages, salience_weights(salience, mask, self.eps), no_divergence=all_zero(salience, mask)
+        )

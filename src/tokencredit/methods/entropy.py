@@ -21,6 +21,7 @@ class Entropy:
     q: float = 0.4
     amplification: float = 1.5
     name: ClassVar[str] = "entropy"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("q", self.q, 0, 1, open_low=True)

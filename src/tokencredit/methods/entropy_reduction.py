@@ -20,6 +20,7 @@ class EntropyReduction:
 
     eps: float = 1e-6
     name: ClassVar[str] = "entropy_reduction"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("eps", self.eps, 0, open_low=True)

@@ -19,6 +19,7 @@ class EntropySelection:
 
     q: float = 0.2
     name: ClassVar[str] = "entropy_selection"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("q", self.q, 0, 1, open_low=True)

@@ -41,6 +41,7 @@ class P2T:
     backward: str = "single"
     path_points: int = 16
     name: ClassVar[str] = "p2t"
+    sign_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number("omega", self.omega, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.methods.base import check_choice, check_number
+from tokencredit.notices import NO_ANSWER
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
 
@@ -29,6 +32,8 @@ class Position:
     floor: float = 0.0
     temperature: float = 2.0
     name: ClassVar[str] = "position"
+    sign_only: ClassVar[bool] = True
+    uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType({"no_answer": NO_ANSWER})
 
     def __post_init__(self) -> None:
         check_choice("shape", self.shape, SHAPES)

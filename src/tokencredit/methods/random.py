@@ -27,6 +27,7 @@ class Random:
     amplification: float = 1.5
     seed: int = 0
     name: ClassVar[str] = "random"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("q", self.q, 0, 1, open_low=True)

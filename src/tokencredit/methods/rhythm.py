@@ -56,6 +56,7 @@ class Rhythm:
     local_heads: tuple[tuple[int, int], ...] | None = None
     global_heads: tuple[tuple[int, int], ...] | None = None
     name: ClassVar[str] = "rhythm"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("strategy", self.strategy, ("local", "global", "coupled"))

@@ -19,6 +19,7 @@ class Surprisal:
 
     eps: float = 1e-6
     name: ClassVar[str] = "surprisal"
+    sign_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("eps", self.eps, 0, open_low=True)

@@ -18,6 +18,7 @@ class Uniform:
     """w[t] = 1."""
 
     name: ClassVar[str] = "uniform"
+    sign_only: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
