@@ -43,6 +43,11 @@ def test_where_the_ground_truth_is_looked_for():
         math_reward(["\\boxed{4}"], answer=[None])
 
 
+def test_the_marker_of_gsm8k_states_an_answer_where_there_is_no_box():
+    completions = ["3*6=18\n#### 18", "#### 17\n#### 18\nDone.", "#### 17", "\\boxed{18} #### 17", "####", "####\n18"]
+    assert math_reward(completions, answer=["18"] * 6) == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+
+
 def test_no_box_no_reward():
     assert math_reward(["4", "\\boxed{4", ""], answer=["4"] * 3) == [0.0] * 3
 

@@ -126,8 +126,54 @@ def test_task_rewards_say_what_the_tasks_verifier_says(name, chat):
 
 @pytest.mark.parametrize("name", ["chain", "countdown"])
 def test_prompts_of_another_task_are_refused_before_any_model_runs(name):
-    with pytest.raises(ValueError, match=r"row 1: 'what\?' is no problem of this task"):
+    with pytest.raises(ValueError, match=rf"row 1 is no {name} problem: .*'what\?'"):
         rewards.check(rewards.find(name), {"prompt": ["Q:a=6,b=a+1?b" if name == "chain" else "3,4=7?", "what?"]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("(5-3)*8", 1.0),
+        ("(5 - 3) \\times 8 = 16", 1.0),
+        ("(5\u22123)\u00b78", 1.0),
+        ("$\\left(5-3\\right) x 8$", 1.0),
+        ("[5-3] \\cdot 8 = 2 \\cdot 8 = 16", 1.0),
+        ("\\frac{8}{1}", 0.0),
+        ("(5-3)*8 = 17", 0.0),
+        ("8+8", 0.0),
+        ("16", 0.0),
+        ("", 0.0),
+        ("(5-3)*8" + " " * 500, 1.0),
+        ("(" * 500, 0.0),
+        ("__import__('os')", 0.0),
+    ],
+)
+def test_countdown_from_columns_with_a_free_prompt(answer, value):
+    columns = {"nums": [[3, 8, 5]], "target": [16]}
+    prompt = "Use 3, 5 and 8, each once, to make 16."
+    rewards.check(rewards.find("countdown"), {"prompt": [prompt], **columns})
+    completions = [f"I try (5-3)*8. So \\boxed{{{answer}}}"]
+    assert rewards.find("countdown")(prompts=[prompt], completions=completions, **columns) == [value]
+
+
+def test_countdown_reads_fractions_and_a_target_in_the_answer_column():
+    completions = ["\\boxed{\\frac{6}{2} + 4}", "\\boxed{6 \\div 2 + 4 = 7}"]
+    columns = {"nums": [[2, 4, 6]] * 2, "answer": ["7", "7"]}
+    assert rewards.find("countdown")(prompts=["a", "b"], completions=completions, **columns) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"nums": [[3, "x"]], "target": [3]}, r'row 0 .*"nums" must be a list'),
+        ({"nums": [[3, 4]], "target": ["seven"]}, r'row 0 .*"target" must be a whole number'),
+        ({"nums": [[3, 4]]}, r'row 0 .*"target" must be a whole number'),
+        ({}, r"give the data the columns nums .* and target"),
+    ],
+)
+def test_countdown_names_the_row_that_is_no_problem(columns, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.check(rewards.find("countdown"), {"prompt": ["Make seven."], **columns})
 
 
 def test_length_penalty_standardises_within_each_run_of_equal_prompts():

@@ -59,6 +59,17 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def stated_answer(text: str) -> str | None:
+    r"""The answer that a completion states: in its last `\boxed{}`, or else behind its last `####` (GSM8K's marker), up
+    to the end of that line; None where it states none."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    _, mark, tail = text.rpartition("####")
+    lines = tail.split("\n", 1)
+    return (lines[0].strip() or None) if mark else None
+
+
 def ground_truth(answer: str) -> str:
     r"""The answer itself: behind GSM8K's `####`, in the last box of a worked solution (MATH), or all of the text."""
     _, mark, tail = answer.rpartition("####")

@@ -1,4 +1,4 @@
-"""`math`: the boxed answer against the ground truth, by math-verify."""
+"""`math`: the answer that a completion states against the ground truth, by math-verify."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tokencredit.rewards.base import Columns, checked, completion_text, ground_truths, last_boxed
+from tokencredit.rewards.base import Columns, checked, completion_text, ground_truths, stated_answer
 from tokencredit.rewards.math_answers import MAX_LENGTH, is_readable, is_right
 
 _SENTENCE = re.compile(r"[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}")
@@ -23,7 +23,9 @@ def check_truths(columns: Columns) -> None:
 
 @checked(by=check_truths)
 def math_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
-    r"""1.0 where the last `\boxed{}` of a completion says the same as the ground truth, else 0.0.
+    r"""1.0 where the answer that a completion states says the same as the ground truth, else 0.0.
+
+    A completion states its answer in its last `\boxed{}`, or, where there is no box, behind its last `####`.
 
     Args:
         completions: text, or chat messages.
@@ -34,7 +36,7 @@ def math_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
         ValueError: there is no ground truth, or one that cannot be read: it would be a 0 for every answer.
     """
     truths = _readable(ground_truths(columns))
-    answers = [last_boxed(completion_text(completion)) for completion in completions]
+    answers = [stated_answer(completion_text(completion)) for completion in completions]
     return [
         float(answer is not None and is_right(truth, answer)) for truth, answer in zip(truths, answers, strict=True)
     ]
