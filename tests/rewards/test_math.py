@@ -72,9 +72,36 @@ def test_answers_are_never_run_as_python(tmp_path):
     assert not target.exists()
 
 
-def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_is_scored(monkeypatch):
-    monkeypatch.setattr(math_answers, "_worker", math_answers._Worker(seconds=2))
-    assert scores("1/2", "9^{9^{9^{9}}}", "0.50") == [0.0, 1.0]
+HANGS = [f"9^{{9^{{9^{{9^{{{n}}}}}}}}}" for n in range(2, 6)]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Workers that give an answer two seconds, and that no other test uses."""
+    monkeypatch.setattr(math_answers, "SECONDS", 2.0)
+    monkeypatch.setattr(math_answers, "_IDLE", workers := [])
+    yield workers
+    for worker in workers:
+        if worker._process is not None:
+            math_answers._end(worker._process)
+
+
+def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_is_scored(impatient):
+    with pytest.warns(UserWarning, match="1 of 2 answers count as wrong because comparing them .* took too long"):
+        assert scores("1/2", HANGS[0], "0.50") == [0.0, 1.0]
+
+
+def test_answers_that_hang_do_not_wait_for_each_other(impatient):
+    with pytest.warns(UserWarning, match="4 of 5 answers"):
+        assert scores("1/2", *HANGS, "0.50") == [0.0] * 4 + [1.0]
+    assert 1 < len(impatient) <= math_answers.WORKERS
+
+
+def test_an_answer_that_a_batch_had_no_time_for_is_wrong_there_and_read_again_later():
+    pair = ("1/3", "2/6")
+    with pytest.warns(UserWarning, match=r"1 of 1 answers count as wrong .*0 per batch"):
+        assert math_answers.are_right([pair], seconds=0) == [False]
+    assert math_answers.are_right([pair]) == [True]
 
 
 def test_worker_threads_get_the_same_scores():

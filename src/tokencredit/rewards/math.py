@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokencredit.rewards.base import Columns, checked, completion_text, ground_truths, stated_answer
-from tokencredit.rewards.math_answers import MAX_LENGTH, is_readable, is_right
+from tokencredit.rewards.math_answers import MAX_LENGTH, are_readable, are_right
 
 _SENTENCE = re.compile(r"[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}")
 _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
@@ -37,14 +37,15 @@ def math_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
     """
     truths = _readable(ground_truths(columns))
     answers = [stated_answer(completion_text(completion)) for completion in completions]
-    return [
-        float(answer is not None and is_right(truth, answer)) for truth, answer in zip(truths, answers, strict=True)
-    ]
+    stated = [(truth, answer) for truth, answer in zip(truths, answers, strict=True) if answer is not None]
+    right = iter(are_right(stated))
+    return [float(answer is not None and next(right)) for answer in answers]
 
 
 def _readable(truths: list[str]) -> list[str]:
     # Letters side by side are a product to math-verify: "The answer is 5" would pass, and no answer would equal it.
-    wrong = [row for row, t in enumerate(truths) if _SENTENCE.search(_COMMAND.sub("", t)) or not is_readable(t)]
+    readable = are_readable(truths)
+    wrong = [row for row, t in enumerate(truths) if _SENTENCE.search(_COMMAND.sub("", t)) or not readable[row]]
     if wrong:
         listed = "; ".join(f"row {row}: {truths[row]!r:.60}" for row in wrong[:5])
         raise ValueError(
