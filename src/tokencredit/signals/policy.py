@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokencredit.signals.layers import text_config
 from tokencredit.signals.types import Needs
 
 
@@ -103,7 +104,7 @@ def frozen(model: nn.Module | None) -> Iterator[None]:
 
 def model_signature(policy: nn.Module) -> str:
     """What must agree for the heads of one model to be those of another, in words; weights may differ."""
-    config = causal_lm(policy).config.get_text_config()
+    config = text_config(causal_lm(policy))
     return (
         f"{config.model_type} of {config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
         f"width {config.hidden_size}"
