@@ -53,7 +53,7 @@ def test_the_last_layers_are_those_with_full_attention(count, layers):
 
 
 def test_there_are_no_more_than_the_model_has():
-    with pytest.raises(ValueError, match="layer -3 of the layers with full attention.* has 2 of them: 0, 1"):
+    with pytest.raises(ValueError, match=r"layer -3 of the layers with full attention.* has 2 of them: 0, 1"):
         tc.assign(gemma3(), ROLLOUTS, tc.method("atpo", layers=3))
 
 

@@ -70,7 +70,7 @@ def test_atpo_gives_half_where_all_attention_is_equal():
 
 
 def test_atpo_asked_for_more_layers_than_there_are():
-    with pytest.raises(ValueError, match="layer -5 of the layers with full attention.* has 4 of them"):
+    with pytest.raises(ValueError, match=r"layer -5 of the layers with full attention.* has 4 of them"):
         weights_of(tiny_policy(), tc.method("atpo", layers=5))
 
 

@@ -1,10 +1,9 @@
-"""Models whose layers are not all alike: layers without attention, windows, chunks, and decoders that are hard to find."""
+"""Models whose layers are not all alike, or whose decoder is hard to find."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_rollouts, tiny_policy
 from hybrids import HYBRIDS, OTHERS, ROLLOUTS, UNPADDED, alone, attending, build, naive_rows
 
 import tokencredit as tc
@@ -96,7 +95,7 @@ def test_a_layer_without_attention_is_refused_before_any_pass(models):
             tc.assign(model, ROLLOUTS, method)
     with pytest.raises(ValueError, match="layer 2 has no attention"):
         tc.group_heads(model, ROLLOUTS, (2,))
-    with pytest.raises(ValueError, match="layer -3 of the layers with attention.* has 2 of them: 1, 3"):
+    with pytest.raises(ValueError, match=r"layer -3 of the layers with attention.* has 2 of them: 1, 3"):
         tc.collect(model, ROLLOUTS, tc.Needs(answer_attention=frozenset({-3})))
     with pytest.raises(ValueError, match="layers with full attention"):
         tc.assign(model, ROLLOUTS, tc.method("atpo", layers=3))

@@ -26,8 +26,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokencredit.signals.attention_statistics import Attention, check_mask
 from tokencredit.signals.layers import text_config
+from tokencredit.signals.placement import refuse_split_heads
 from tokencredit.signals.row_sums import RowSums
-from tokencredit.signals.sharding import refuse_split_heads
 
 Statistic = Callable[[Attention], Any]
 Tell = Callable[..., tuple[Any, RowSums]]

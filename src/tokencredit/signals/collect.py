@@ -16,10 +16,10 @@ from tokencredit.signals.final_states import final_states, pass_inputs, predicti
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.micro_batches import joined, left_padding_matters, micro_batches, trimmed
+from tokencredit.signals.placement import input_device, refuse_fsdp, refuse_tensor_parallel
 from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, check_models, reading
 from tokencredit.signals.reward_attribution import attribute_reward
 from tokencredit.signals.reward_model import RewardModel
-from tokencredit.signals.sharding import input_device, refuse_fsdp, refuse_tensor_parallel
 from tokencredit.signals.types import Needs, Signals
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals.sharding import input_device
+from tokencredit.signals.placement import input_device
 
 
 def pass_inputs(model: Any, rollouts: Rollouts) -> dict[str, Any]:

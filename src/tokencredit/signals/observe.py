@@ -14,8 +14,8 @@ from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.attention_statistics import Attention
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.micro_batches import refuse_left_padding
+from tokencredit.signals.placement import refuse_tensor_parallel
 from tokencredit.signals.policy import causal_lm, check_models
-from tokencredit.signals.sharding import refuse_tensor_parallel
 from tokencredit.signals.types import Needs, Signals
 
 ReadSignals = Callable[..., Signals]

@@ -17,6 +17,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
+from tokencredit.signals.placement import device_of, embedding_count
+
 
 @dataclass(frozen=True, eq=False)
 class RewardModel:
@@ -188,8 +190,7 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
         ValueError: the model has no such token.
     """
     embed = reward_model.embed(policy)
-    device = next(embed.parameters()).device
-    count = next(embed.parameters()).shape[0]
+    device, count = device_of(embed, torch.device("cpu")), embedding_count(embed)
     if kind in ("pad", "eos"):
         token = reward_model.special_token(kind, policy)
         if token is None:
@@ -202,5 +203,6 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
         return embed(torch.tensor(token, device=device))
     if kind == "zero":
         return torch.zeros_like(embed(torch.tensor(0, device=device)))
+    kind = embed(torch.tensor(0, device=device)).dtype
     parts = torch.arange(count, device=device).split(4096)
-    return (sum(embed(part).double().sum(0) for part in parts) / count).to(next(embed.parameters()).dtype)
+    return (sum(embed(part).double().sum(0) for part in parts) / count).to(kind)

@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes, and where those of a model are."""
+"""Where the weights of a model are: on which device, offloaded, or spread over processes."""
 
 from __future__ import annotations
 
@@ -83,11 +83,20 @@ def _on_several_processes(module: nn.Module) -> bool:
 
 
 def input_device(model: Any, otherwise: torch.device) -> torch.device:
-    """Where a transformers model takes its input.
+    """Where a transformers model takes its input; `otherwise` as in `device_of`."""
+    return device_of(model.get_input_embeddings(), device_of(model, otherwise))
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module takes its input.
 
     Args:
         otherwise: where all weights are offloaded: accelerate, which has done it, moves any input to where it computes.
     """
-    embeddings = model.get_input_embeddings()
-    parameters = (p for module in (embeddings, model) for p in module.parameters())
-    return next((p.device for p in parameters if p.device.type != "meta"), otherwise)
+    return next((p.device for p in module.parameters() if p.device.type != "meta"), otherwise)
+
+
+def embedding_count(embed: nn.Module) -> int:
+    """How many tokens input embeddings know; not the shape of their weight, which is packed where it is quantised."""
+    count = getattr(embed, "num_embeddings", None)
+    return count if isinstance(count, int) else next(embed.parameters()).shape[0]
