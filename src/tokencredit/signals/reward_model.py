@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
+from tokencredit.checkpoints import load_complete
 from tokencredit.signals.placement import device_of, embedding_count
 
 
@@ -76,7 +77,8 @@ class RewardModel:
             policy_tokenizer: the policy's. Text is tokenized anew only where the vocabularies differ.
 
         Raises:
-            ValueError: there is no such model, or as for `RewardModel`.
+            ValueError: there is no such model, its checkpoint lacks weights (such as those of the head that makes the
+                reward), or as for `RewardModel`.
         """
         try:
             architectures = AutoConfig.from_pretrained(name).architectures or []
@@ -87,7 +89,7 @@ class RewardModel:
         own = AutoTokenizer.from_pretrained(name)
         same = own.get_vocab() == policy_tokenizer.get_vocab()
         return cls(
-            kind.from_pretrained(name),
+            load_complete(kind, name),
             tokenizer=own,
             policy_tokenizer=None if same else policy_tokenizer,
             separator=separator,
