@@ -26,6 +26,9 @@ with tempfile.NamedTemporaryFile() as file:
         with pytest.raises(ValueError, match=r"the policy is sharded by FSDP.* credit_timing"):
             tc.collect(policy, ROLLOUTS, needs)
     print("refused")
+    m = tc.method("attnpo", heads=((3, 1),), model=tc.signals.model_signature(tiny_policy()))
+    with pytest.warns(UserWarning, match="only its shape"), tc.signals.observe(policy, ROLLOUTS, m.needs):
+        policy(input_ids=ROLLOUTS.input_ids, use_cache=False)
     with tc.signals.observe(policy, ROLLOUTS, NEEDS) as read, torch.no_grad():
         policy(
             input_ids=ROLLOUTS.input_ids,

@@ -13,11 +13,12 @@ from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.final_states import final_states, pass_inputs, predicting, state_distance
+from tokencredit.signals.identity import check_models
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.micro_batches import joined, left_padding_matters, micro_batches, trimmed
 from tokencredit.signals.placement import input_device, refuse_fsdp, refuse_tensor_parallel
-from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, check_models, reading
+from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, reading
 from tokencredit.signals.reward_attribution import attribute_reward
 from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import Needs, Signals

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import Statistic, probe_attention
+from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.attention_statistics import Attention
+from tokencredit.signals.identity import check_models
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.micro_batches import refuse_left_padding
-from tokencredit.signals.placement import refuse_tensor_parallel
-from tokencredit.signals.policy import causal_lm, check_models
+from tokencredit.signals.placement import input_device, refuse_tensor_parallel
+from tokencredit.signals.policy import causal_lm
 from tokencredit.signals.types import Needs, Signals
 
 ReadSignals = Callable[..., Signals]
@@ -53,6 +55,7 @@ def observe(
     model = causal_lm(policy)
     if needs.attention:
         refuse_tensor_parallel(model)
+        kernels_named(kernels).check(input_device(model, rollouts.completion_ids.device))
         if on_grid is None:
             refuse_left_padding(model, rollouts)
     plan = AttentionPlan(rollouts, needs, ModelLayers.of(model), kernels)

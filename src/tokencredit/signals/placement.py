@@ -13,8 +13,9 @@ _PER_LAYER_HEADS = ("num_attention_heads_per_layer", "num_attention_groups", "at
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """FSDP or tensor parallelism has left this process a part of the weights."""
-    return _has_distributed_parameters(model) or _is_fsdp(model)
+    """FSDP, DeepSpeed's ZeRO-3 or tensor parallelism has left this process a part of the weights."""
+    by_deepspeed = any(hasattr(p, "ds_id") for p in model.parameters())
+    return by_deepspeed or _has_distributed_parameters(model) or _is_fsdp(model)
 
 
 def _is_fsdp(model: nn.Module) -> bool:
