@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import tiny_policy
 from hybrids import HYBRIDS, OTHERS, ROLLOUTS, UNPADDED, alone, attending, build, naive_rows
 
 import tokencredit as tc
 from tokencredit.analysis.rhythm import rhythm_curves
 from tokencredit.analysis.traces import attention_pictures
 from tokencredit.signals import DistanceNeed, FullAttentionLayer, ModelLayers
+from tokencredit.signals.attention import probe_attention
+from tokencredit.signals.attention_statistics import answer_row_mean
+from tokencredit.signals.layers import refuse_packed
 
 LOGITS = tc.Needs(logits=True)
 
@@ -111,6 +115,27 @@ def test_a_pass_of_others_that_depends_on_its_padding_is_not_watched(models, nam
     with tc.signals.observe(models[name], UNPADDED, needs) as read, torch.no_grad():
         models[name](input_ids=UNPADDED.input_ids, use_cache=False)
     close(read().answer_attention[2], tc.collect(models[name], UNPADDED, needs).answer_attention[2])
+
+
+def test_packed_sequences_of_a_hybrid_run_into_each_other_and_are_refused(models):
+    """Behind another sequence in one row, its attention is not that of the sequence alone, though positions restart."""
+    model, layer = models["Lfm2"], 3
+    first, second = torch.randint(1, 64, (1, 9)), torch.randint(1, 64, (1, 7))
+    positions = torch.cat([torch.arange(9), torch.arange(7)])[None]
+
+    def last_row(ids, position_ids):
+        rows = torch.zeros(ids.shape, dtype=torch.bool)
+        rows[0, -1] = True
+        asked = {layer: {"row": lambda attention: answer_row_mean(attention, rows)}}
+        with torch.no_grad(), probe_attention(model, asked) as probe:
+            model(input_ids=ids, position_ids=position_ids, use_cache=False)
+        return probe.found[layer, "row"][..., -7:]
+
+    packed = last_row(torch.cat([first, second], 1), positions)
+    assert not torch.allclose(packed, last_row(second, positions[:, 9:]), atol=1e-3)
+    with pytest.raises(ValueError, match=r"layers without attention \(conv\).*use_remove_padding=False"):
+        refuse_packed(model)
+    refuse_packed(tiny_policy())
 
 
 def test_final_states_are_watched_where_get_decoder_misleads(models):

@@ -92,6 +92,21 @@ class ModelLayers:
         return [self.attending[i] for i in need.sample(len(self.attending))]
 
 
+def refuse_packed(model: Any) -> None:
+    """Raise a ValueError where sequences that are packed in one row would run into each other.
+
+    Positions that start again tell attention where a sequence begins; layers without attention do not look at them.
+    """
+    layers = ModelLayers.of(model)
+    others = sorted({kind for i, kind in enumerate(layers.kinds) if i not in layers.attending})
+    if others:
+        raise ValueError(
+            f"{type(model).__name__} has layers without attention ({', '.join(others)}), which carry their state from "
+            "one packed sequence into the next: signals cannot be read from packed passes (verl: set "
+            "actor_rollout_ref.model.use_remove_padding=False)"
+        )
+
+
 def _counted(index: int, layers: Sequence[int], what: str) -> int:
     if not -len(layers) <= index < len(layers):
         raise ValueError(
