@@ -17,7 +17,7 @@ from tokencredit.signals import Needs, Signals, causal_lm, observe
 from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
 from tokencredit.signals.logits import logprob_and_entropy_of
 from tokencredit.signals.observe import ReadSignals
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.trainers.verl.fields import Asked, pack, pack_by_token
 from tokencredit.trainers.verl.layout import Layout, rollouts_of
 
@@ -37,7 +37,7 @@ def watch_pass(
     _refuse_images(micro_batch)
     rollouts = rollouts_of(micro_batch["prompts"], micro_batch["responses"])
     if not asked.reference:
-        rollouts = mark_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
+        rollouts = find_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
     packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
     layout = Layout.packed(rollouts) if packed else Layout.padded(rollouts)
     temperature = torch.as_tensor(tu.get_non_tensor_data(micro_batch, "temperature", default=1.0))
