@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tokencredit as tc
 from tokencredit.phrases import PHRASES, split_phrases
-from tokencredit.steps import TokenPieces, find_answer, find_spans, split_newline, split_paragraph
+from tokencredit.steps import TokenPieces, find_answer, find_spans, split_newline, split_paragraph, token_offsets
 
 
 @functools.cache
@@ -301,3 +301,15 @@ def test_mark_spans_says_what_it_did_not_find(texts, options, message):
         tc.mark_spans(rollouts_of(tokenizer, "a\nb</think>c", "d"), tokenizer, "newline")
     assert torch.equal(silent.answer_start, marked.answer_start)
     assert torch.equal(silent.step_index, marked.step_index)
+
+
+@given(st.lists(st.sampled_from(["", " ", "\n\n", "a", " a", "a b ", "\n a"])))
+def test_the_characters_that_decide_are_in_order_and_no_spaces(pieces):
+    """So steps tile the reasoning, whatever the splitter says."""
+    text, offsets = "".join(pieces), token_offsets(pieces)
+    assert len(offsets) == len(pieces)
+    assert offsets == sorted(offsets)
+    first = text.find("a")
+    assert not any(text[offset].isspace() for offset in offsets if offset >= first >= 0)
+    whole = [[text[offset], piece.strip()[0]] for offset, piece in zip(offsets, pieces, strict=True) if piece.strip()]
+    assert all(decides == letter for decides, letter in whole)

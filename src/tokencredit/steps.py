@@ -105,7 +105,7 @@ def find_spans(
 
 def check_span_options(splitter: str | Splitter, end_of_reasoning: str, answer: str) -> None:
     """Raise a ValueError where `mark_spans` does not take these options."""
-    if not callable(splitter) and splitter not in SPLITTERS:
+    if not callable(splitter) and not (isinstance(splitter, str) and splitter in SPLITTERS):
         raise ValueError(f"unknown splitter {splitter!r}: use {', '.join(sorted(SPLITTERS))}, or a function")
     if not isinstance(end_of_reasoning, str) or not end_of_reasoning:
         raise ValueError(f"end_of_reasoning must be some text, such as </think>; got {end_of_reasoning!r}")
@@ -231,7 +231,7 @@ class TokenPieces:
         for broken, run in groupby(list(pieces), key=lambda piece: "\N{REPLACEMENT CHARACTER}" in piece):
             end = first + len(list(run))
             if broken:
-                whole = text_pieces(self._tokenizer, ids[first:end], ids[:first])
+                whole = text_pieces(self._tokenizer, ids[first:end], before=ids[max(0, first - 1) : first])
                 # What never becomes a character, such as the first bytes of one at the end of a text, stays as it is.
                 pieces[first:end] = whole if whole[-1] else pieces[first:end]
             first = end
