@@ -95,6 +95,24 @@ def test_what_was_asked_is_written_down(asked):
     assert config["splitter"] == "phrases"
 
 
+def test_where_the_answer_is_and_what_stays_uniform_without_one(asked):
+    """On the terminal, in the files, and on the page; for the methods that need an answer, and no others."""
+    rows = [{"prompt": "Q:a=1+6?a", "completion": f"<think>a=1+6=7;{end}"} for end in ("\\boxed{a=7}", "a=7")]
+    out = asked.path.parent / "out"
+    for answer, starts in (("auto", [True, False]), ("end_of_reasoning", [False, False]), ("a=7", [True, True])):
+        result, found = asked("--methods", "atpo:layers=1,surprisal", "--answer", answer, rows=rows)
+        assert result.exit_code == 0, result.output
+        assert [row["answer_start"] >= 0 for row in found] == starts
+        config = json.loads((out / "config.json").read_text())
+        assert config["answer"] == answer
+        lacking = starts.count(False)
+        expected = f"atpo:layers=1 leaves {lacking} of 2 completions uniform: no answer span was found in them"
+        assert (expected in " ".join(result.output.split())) == (lacking > 0)
+        assert (expected in (out / "report.json").read_text()) == (lacking > 0)
+        assert list(config["notices"]) == ["atpo:layers=1"] * (lacking > 0)
+        shutil.rmtree(out)
+
+
 def test_outcomes(asked):
     _, rows = asked("--methods", "uniform", "--outcome", "rloo", rows=ROWS[:2])
     assert [row["credit"]["uniform"]["advantages"][0] for row in rows] == [1.0, -1.0]
@@ -132,6 +150,8 @@ def test_the_table_of_the_paper(asked):
         (["--table", "--trace", "4"], ROWS, "there are 3 traces"),
         (["--reward-model", "nowhere/at-all"], ROWS, "cannot be loaded"),
         (["--end-of-reasoning", ""], ROWS, "must be some text"),
+        (["--answer", "("], ROWS, "is none"),
+        (["--answer", "7"], [{"prompt": "a", "steps": ["a"], "answer": "7"}], "answer would have no effect"),
         ([], [{"completion": "\ud83d", "prompt": "a"}], "line 1: half of a surrogate pair"),
         ([], [{"completion": "a", "prompt": ["a"]}], "chat messages"),
         ([], [{"completion": "a", "prompt": [{"role": "user"}]}], "chat messages"),

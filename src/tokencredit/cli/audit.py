@@ -99,6 +99,8 @@ def audit(
                 console.print(_table(title, columns, policy["rows"]))
         for left, why in policy["left_out"].items():
             console.print(escape(f"left out: {left}: {why}"))
+        for sentence in (sentence for sentences in policy["notices"].values() for sentence in sentences):
+            console.print(f"[yellow]notice:[/] {escape(sentence)}")
     if out is not None:
         (out / "audit.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"written: {escape(str(out / 'audit.json'))}\nreport: {escape(str(write_report(out)))}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.models import load_model, load_policy
@@ -64,6 +65,7 @@ def heads(
     with needed_packages("quickstart"):
         from tokencredit.ablation import ablate_steps
         from tokencredit.heads import head_stability, rank_heads
+        from tokencredit.notices import unranked
     quiet_libraries()
     with user_errors():
         if labels not in ("exact", "ablation"):
@@ -76,6 +78,8 @@ def heads(
             found = found._replace(essential=drop > threshold, mask=mask)
         ranks = rank_heads(policy, *found, batch_size=64)
         console.print(_table(ranks[:top]))
+        for sentence in unranked(*found):
+            console.print(f"[yellow]notice:[/] {escape(sentence)}")
         if out is not None:
             source = f"{labels} labels of {traces or task}"
             _write(out, policy, ranks, top, found, source)

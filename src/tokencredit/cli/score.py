@@ -44,6 +44,13 @@ def score(
     ] = "sign",
     splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, newline, paragraph.")] = "phrases",
     end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
+    answer: Annotated[
+        str,
+        typer.Option(
+            help="Where the answer of plain text starts: auto (behind --end-of-reasoning, or else at the last "
+            "\\boxed{), end_of_reasoning, or the last match of a regular expression."
+        ),
+    ] = "auto",
     reward_model: Annotated[
         str | None, typer.Option(help="A classifier that p2t reads: a folder or a hub name.", show_default=False)
     ] = None,
@@ -70,6 +77,7 @@ def score(
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import CONFIG, ROWS
     from tokencredit.signals import RewardModel
+    from tokencredit.steps import check_span_options
     from tokencredit.testbed.files import write_text
 
     quiet_libraries()
@@ -83,14 +91,16 @@ def score(
         "advantages": outcome,
         "splitter": splitter,
         "end_of_reasoning": end_of_reasoning,
+        "answer": answer,
         "reward_model": reward_model,
     }
     with user_errors():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} exists: choose another --out")
+        check_span_options(splitter, end_of_reasoning, answer)
         built = _methods(methods)
         policy, tokenizer = load_policy(model)
-        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
         if table and trace > len(completions.labels):
             raise ValueError(f"--trace {trace}: there are {len(completions.labels)} traces")
         _check_lengths(policy, completions)
@@ -99,13 +109,15 @@ def score(
         if not able:
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
         advantages = _advantages(outcome, completions)
-        rows = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
+        rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, json.dumps({**asked, "left_out": left_out}, indent=2) + "\n")
+        write_text(folder / CONFIG, json.dumps({**asked, "left_out": left_out, "notices": notices}, indent=2) + "\n")
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
     for name, why in left_out.items():
         console.print(escape(f"left out: {name}: {why}"))
+    for sentence in (sentence for sentences in notices.values() for sentence in sentences):
+        console.print(f"[yellow]notice:[/] {escape(sentence)}")
     if table:
         for name in rows[trace - 1]["credit"]:
             console.print(_table(rows[trace - 1], name))
@@ -146,9 +158,10 @@ def _scored(
     scorer: Any,
     attention: bool,
     batch_size: int,
-) -> list[dict[str, Any]]:
-    """The rows of `trace_rows`, with their labels and pictures."""
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The rows of `trace_rows`, with their labels and pictures; and where a method left completions uniform."""
     from tokencredit.analysis.traces import VIEW, attention_pictures, trace_rows
+    from tokencredit.notices import notices_of
     from tokencredit.signals import Needs, collect
 
     rollouts = completions.rollouts
@@ -159,7 +172,7 @@ def _scored(
     pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
-    return rows
+    return rows, notices_of(methods, credits)
 
 
 def _advantages(name: str, completions: Completions) -> Tensor:

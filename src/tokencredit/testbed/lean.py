@@ -31,7 +31,7 @@ from tokencredit.methods import Method
 from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.policy import reading
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.testbed.evaluate import completion_text
 from tokencredit.testbed.tasks import Problem, Task, step_starts
 from tokencredit.testbed.training import Budget, Trained
@@ -154,7 +154,7 @@ def roll_out(
         correct=correct,
         group=torch.arange(len(rows)) // copies,
     )
-    return mark_spans(rollouts, tokenizer, step_starts)
+    return find_spans(rollouts, tokenizer, step_starts)
 
 
 class Updates:

@@ -67,9 +67,13 @@ def _group(name: str, policy: dict[str, Any]) -> Figure:
         "are grey."
     )
     left = "; ".join(f"{method}: {why}" for method, why in policy["left_out"].items())
+    notices = [f"{sentence}." for sentences in policy.get("notices", {}).values() for sentence in sentences]
     title = f"Audit: {name}"
     return figures.group(
-        re.sub(r"\W+", "-", title).strip("-").lower(), title, charts, f"{note} Left out: {left}." if left else note
+        re.sub(r"\W+", "-", title).strip("-").lower(),
+        title,
+        charts,
+        " ".join([note, *([f"Left out: {left}."] if left else []), *notices]),
     )
 
 

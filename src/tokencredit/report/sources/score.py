@@ -27,7 +27,7 @@ def page_of(run: Path) -> Page:
             ("methods", config["methods"]),
         ],
         traces=rows,
-        groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
+        groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config))],
     )
 
 
@@ -40,7 +40,8 @@ def _summary(rows: list[dict[str, Any]]) -> figures.Figure:
     )
 
 
-def _note(left_out: dict[str, str]) -> str:
+def _note(config: dict[str, Any]) -> str:
     note = "Means over the traces. Gini 0 and effective ratio 1 are uniform credit."
-    left = "; ".join(f"{method}: {why}" for method, why in left_out.items())
-    return f"{note} Left out: {left}." if left else note
+    left = "; ".join(f"{method}: {why}" for method, why in config["left_out"].items())
+    notices = [f"{sentence}." for sentences in config.get("notices", {}).values() for sentence in sentences]
+    return " ".join([note, *([f"Left out: {left}."] if left else []), *notices])

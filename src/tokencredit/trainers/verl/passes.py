@@ -18,7 +18,7 @@ from tokencredit.signals.final_states import predicting, state_distance, watch_f
 from tokencredit.signals.layers import refuse_packed
 from tokencredit.signals.logits import logprob_and_entropy_of
 from tokencredit.signals.observe import ReadSignals
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.trainers.verl.fields import Asked, pack, pack_by_token
 from tokencredit.trainers.verl.layout import Layout, rollouts_of
 
@@ -38,7 +38,7 @@ def watch_pass(
     _refuse_images(micro_batch)
     rollouts = rollouts_of(micro_batch["prompts"], micro_batch["responses"])
     if not asked.reference:
-        rollouts = mark_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
+        rollouts = find_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
     packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
     if packed:
         refuse_packed(causal_lm(policy))

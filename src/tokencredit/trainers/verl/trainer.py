@@ -16,7 +16,7 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts, numbered
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.verl.config import CreditSettings, check_run
 from tokencredit.trainers.verl.fields import ASKED, Asked, marked, shipped, unpack
@@ -114,7 +114,7 @@ class CreditTrainer(PPOTrainerSync):
             rollouts = marked(rollouts, data)
         else:
             end = settings.end_of_reasoning
-            rollouts = mark_spans(rollouts, self.tokenizer, settings.splitter, end_of_reasoning=end)
+            rollouts = find_spans(rollouts, self.tokenizer, settings.splitter, end_of_reasoning=end)
         group = torch.tensor(numbered(data["uid"]))
         return replace(rollouts, group=group, correct=self._correct(data) >= settings.correct_threshold)
 
