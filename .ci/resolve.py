@@ -9,7 +9,8 @@ packages only the metadata is downloaded. Two resolvers are asked:
 - uv, for everything. It resolves for a Python and a platform that are not here, in seconds, and accepts wheels alone.
 
 Neither sees the configuration of this machine, so each uses its default index: no local wheels, no other index, no
-constraints. Where the index cannot be reached, that is an error if CI is set in the environment, and a remark otherwise.
+constraints. Where the index cannot be reached, that is an error if CI is set in the environment, and a remark
+otherwise.
 """
 
 from __future__ import annotations
