@@ -90,6 +90,8 @@ def _plain(record: Any, tokenizer: Any) -> _Plain:
     if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
         raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
     completion = list(tokenizer(record["completion"], add_special_tokens=False).input_ids)
+    if not completion:
+        raise ValueError(f"the completion {record['completion']!r:.60} has no token under this tokenizer")
     return _Plain(prompt_ids(prompt, tokenizer), completion, correct, None if reward is None else float(reward))
 
 

@@ -160,6 +160,8 @@ def _tokens(parts: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids of the joined parts, and the part in which each token's first character lies."""
     text = "".join(parts)
     completion = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if not completion:
+        raise ValueError(f"the completion {text!r:.60} has no token under this tokenizer: correct or drop it")
     pieces = text_pieces(tokenizer, completion)
     if "".join(pieces) != text:
         raise ValueError("the tokenizer does not give this text back as it is, so its steps cannot be found in tokens")
@@ -172,10 +174,17 @@ def _tokens(parts: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def prompt_ids(prompt: str | list[Any], tokenizer: Any) -> list[int]:
-    """A text with the special tokens that begin it, without those that end it; or chat messages by their template."""
+    """A text with the special tokens that begin it, without those that end it; or chat messages by their template.
+
+    Raises:
+        ValueError: the prompt has no token, or the template refuses it.
+    """
+    ids = encode_prompt(prompt, tokenizer)
     if not isinstance(prompt, str):
-        return encode_prompt(prompt, tokenizer)
-    ids = list(tokenizer(prompt).input_ids)
+        return ids
     plain = list(tokenizer(prompt, add_special_tokens=False).input_ids)
     closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1:][0] else ids
+    found = ids[:-1] if ids[-1] in closing and ids[-1:] != plain[-1:] else ids
+    if not found:
+        raise ValueError(f"the prompt {prompt!r:.60} has no token under this tokenizer: correct or drop it")
+    return found

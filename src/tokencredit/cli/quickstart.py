@@ -11,7 +11,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
@@ -56,6 +57,7 @@ def quickstart(
     names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
+        check_folder(folder_path)
         q = Quickstart(
             methods=tuple(names),
             task=task,
@@ -75,13 +77,13 @@ def quickstart(
         with Bars() as progress:
             run(q, found, folder, progress)
     except KeyboardInterrupt:
-        console.print(
+        say(
             f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
             f"  --out {folder_path} --resume"
         )
         raise typer.Exit(130) from None
     console.print(_table(q, folder.results))
-    console.print(f"report: {write_report(folder_path)}")
+    say(f"report: {write_report(folder_path)}")
 
 
 def _table(q: Quickstart, results: dict[str, Any]) -> Table:

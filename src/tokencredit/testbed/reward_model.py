@@ -96,7 +96,7 @@ def step_quality(
     """
     lessons = _Lessons(task, problems, tokenizer, seed)
     scorer, embeddings = RewardModel(model), model.get_input_embeddings()
-    device = embeddings.weight.device
+    device = model.device
     scores: dict[int, list[float]] = {0: [], 1: []}
     with torch.no_grad():
         for i in range(len(lessons)):
