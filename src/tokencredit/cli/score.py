@@ -97,9 +97,9 @@ def score(
         "reward_model": reward_model,
     }
     with user_errors():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists: choose another --out")
         check_folder(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists: choose another --out")
         check_outcome(outcome, correct_threshold)
         built = _methods(methods)
         policy, tokenizer = load_policy(model)
