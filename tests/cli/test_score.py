@@ -171,7 +171,7 @@ def test_the_table_of_the_paper(asked):
         (["--outcome", "grpo"], rewarded(0.5, None), "1 of 2 have none"),
         (["--outcome", "grpo", "--correct-threshold", "1"], ROWS, "goes with --outcome sign"),
         (["--correct-threshold", "nan"], ROWS, "finite number"),
-        (["--methods", "rhythm:horizon=5"], ROWS, "method rhythm: horizon=5"),
+        (["--methods", "rhythm:horizon=5"], ROWS, "horizon"),
         ([], [{"completion": "a", "prompt": "~"}], "line 1: the prompt '~' has no token"),
         ([], [ROWS[0], {"completion": "~", "prompt": "a"}], "line 2: the completion '~' has no token"),
         ([], [{"steps": ["~"], "answer": "~", "prompt": "a"}], "line 1: the completion '~~' has no token"),
