@@ -131,7 +131,7 @@ def test_a_file_that_does_not_fit_ends_with_its_reason(tmp_path, content, messag
 
 
 def test_texts_and_merged_keys_of_a_file_are_left_to_the_parser(tmp_path):
-    from trl import TrlParser
+    from trl import ModelConfig, TrlParser
 
     from tokencredit.cli.train_config import check_config
     from tokencredit.trainers.trl import CreditGRPOConfig
@@ -141,5 +141,8 @@ def test_texts_and_merged_keys_of_a_file_are_left_to_the_parser(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 1e-6\nmax_steps: 3.0\nlimit: null\nrewards: [math]\nchat: true\n")
     check_config(path, parser)
+    parser = TrlParser((TrainArguments, CreditGRPOConfig, ModelConfig))
+    for example in EXAMPLES.glob("*.yaml"):
+        check_config(example, parser)
     path.write_text("credit_params: &own {q: 0.3}\nmodel_init_kwargs: {<<: *own, q: 0.4}\n")
     check_config(path, parser)

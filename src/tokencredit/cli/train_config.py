@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+_NO_TEXTS = ("rewards", "reward_weights")
+"""Lists that would be read letter by letter as a text; `lora_target_modules: all-linear` is meant as it is."""
+
 
 class Parser(TrlParser):
     """TRL's parser, which reports a mistake as a ValueError, without two screens of usage."""
@@ -45,7 +48,8 @@ def check_config(path: Path, parser: TrlParser) -> None:
 def _mismatch(action: Any, value: Any) -> str | None:
     """What kind of value the argument takes, where this is none of them; texts are left to the parser."""
     if action.nargs in ("+", "*"):
-        return f"a list, such as [{value}]" if not isinstance(value, list | None) else None
+        text_is_meant = isinstance(value, str) and action.dest not in _NO_TEXTS
+        return None if text_is_meant or isinstance(value, list | None) else f"a list, such as [{value}]"
     if action.type not in (int, float) or isinstance(value, str | None):
         return None
     whole = action.type is int and isinstance(value, float) and not value.is_integer()
