@@ -208,9 +208,9 @@ def prompt_ids(prompt: str | list[Any], tokenizer: Any) -> list[int]:
     Raises:
         ValueError: there is no token but special ones that the tokenizer adds, or the messages are refused.
     """
+    ids = encode_prompt(prompt, tokenizer)
     if not isinstance(prompt, str):
-        return encode_prompt(prompt, tokenizer)
-    ids = list(tokenizer(prompt).input_ids)
+        return ids
     plain = list(tokenizer(prompt, add_special_tokens=False).input_ids)
     if not plain:
         raise ValueError(f"the prompt {prompt!r:.60} has no token: the tokenizer reads nothing in it")

@@ -448,6 +448,35 @@ def test_exports(visit, tmp_path):
     assert json.loads(content) == json.loads((tmp_path / "report.json").read_text())
 
 
+def png_height(content):
+    return int.from_bytes(content[20:24], "big")
+
+
+def test_a_tall_trace_is_a_smaller_png_or_the_page_says_why_there_is_none(visit):
+    """A token a line, 24 pixels each, of a method and of the truth. What fits at a smaller scale is drawn so; of more,
+    browsers would draw nothing and say nothing."""
+
+    def lines(n):
+        return row(tokens=["7\n"] * n, attention=None, answer_start=None)
+
+    tab = visit(traces=[lines(250), lines(500)], fragment="#methods=atpo")
+    png = tab.get_by_role("button", name="as PNG")
+    with tab.expect_download() as download:
+        png.click()
+    assert 12_000 < png_height(download.value.path().read_bytes()) <= 16_384
+    assert tab.locator("#export-problem").count() == 0
+    tab.keyboard.press("j")
+    png.click()
+    told = tab.get_by_role("alert").text_content()
+    assert told.startswith("Trace 2 cannot be a PNG: it is 24")
+    assert "at most 16384" in told
+    assert told.endswith("Export it as SVG.")
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Trace as SVG").click()
+    assert download.value.suggested_filename == "trace-2.svg"
+    assert tab.get_by_role("alert").count() == 0
+
+
 def test_it_prints_without_its_controls(visit):
     tab = visit(traces=[row()])
     tab.emulate_media(media="print")

@@ -14,7 +14,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
@@ -59,6 +60,7 @@ def quickstart(
     names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
+        check_folder(folder_path)
         q = Quickstart(
             methods=tuple(names),
             task=task,
@@ -78,20 +80,19 @@ def quickstart(
         with Bars() as progress:
             run(q, found, folder, progress)
     except KeyboardInterrupt:
-        kept = escape(str(folder_path))
-        console.print(
-            f"\nInterrupted. Finished methods are kept in {kept}; to go on, give the same command with\n"
-            f"  --out {kept} --resume"
+        say(
+            f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
+            f"  --out {folder_path} --resume"
         )
         raise typer.Exit(130) from None
     console.print(_table(q, folder.results))
-    console.print(_what_next(q, write_report(folder_path)), soft_wrap=True)
+    say(_what_next(q, write_report(folder_path)))
 
 
 def _what_next(q: Quickstart, report: Path) -> str:
-    """Where the report lies, what it shows, and commands to go on with, as console markup."""
-    command = escape(_own_command())
-    return f"""report: {escape(str(report))}
+    """Where the report lies, what it shows, and commands to go on with."""
+    command = _own_command()
+    return f"""report: {report}
 Open it in a browser; it needs no network. It shows completions of the trained
 policies: every token is shaded by its credit under each method, blue for more
 reward and orange for less; steps that the answer needs are underlined, and the

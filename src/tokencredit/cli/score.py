@@ -15,7 +15,9 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import console, offline, quiet_libraries, user_errors
+from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_advantages
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import console, offline_if_local, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +42,17 @@ def score(
     ] = "atpo,rhythm,surprisal",
     outcome: Annotated[
         str,
-        typer.Option(help="Outcome advantages: sign (-1 for wrong, else +1), or grpo, dr_grpo, rloo of the rewards."),
+        typer.Option(
+            help="Outcome advantages: sign (+1 for correct, -1 for wrong), or grpo, dr_grpo, rloo of the rewards."
+        ),
     ] = "sign",
+    correct_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="With sign: a reward of this or more is correct, where a trace has a reward but no correct.",
+            show_default="rewards of 0 and 1 only",
+        ),
+    ] = None,
     splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, newline, paragraph.")] = "phrases",
     end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
     answer: Annotated[
@@ -69,8 +80,7 @@ def score(
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Assign credit to completions of any model, and write it down and as a page, token by token."""
-    if Path(model).exists():
-        offline()
+    offline_if_local(model, reward_model)
     from tokencredit.assignment import assignable
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
@@ -89,18 +99,24 @@ def score(
         "traces": str(traces),
         "methods": methods,
         "advantages": outcome,
+        "correct_threshold": correct_threshold,
         "splitter": splitter,
         "end_of_reasoning": end_of_reasoning,
         "answer": answer,
         "reward_model": reward_model,
     }
     with user_errors():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        check_folder(folder)
+        if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} exists: choose another --out")
+        check_outcome(outcome, correct_threshold)
         check_span_options(splitter, end_of_reasoning, answer)
         built = _methods(methods)
         policy, tokenizer = load_policy(model)
         completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
+        notes: list[str] = []
+        if outcome == "sign":
+            completions, notes = known_outcomes(completions, correct_threshold)
         if table and trace > len(completions.labels):
             raise ValueError(f"--trace {trace}: there are {len(completions.labels)} traces")
         _check_lengths(policy, completions)
@@ -108,20 +124,23 @@ def score(
         able, left_out = assignable(built, policy, scorer)
         if not able:
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
-        advantages = _advantages(outcome, completions)
+        advantages = outcome_advantages(outcome, completions)
         rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, json.dumps({**asked, "left_out": left_out, "notices": notices}, indent=2) + "\n")
+        config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
     for name, why in left_out.items():
-        console.print(escape(f"left out: {name}: {why}"))
+        say(f"left out: {name}: {why}")
+    for note in notes:
+        say(f"note: {note}")
     for sentence in (sentence for sentences in notices.values() for sentence in sentences):
-        console.print(f"[yellow]notice:[/] {escape(sentence)}")
+        say(f"notice: {sentence}")
     if table:
         for name in rows[trace - 1]["credit"]:
             console.print(_table(rows[trace - 1], name))
-    console.print(f"report: {escape(str(page))}")
+    say(f"report: {page}")
     if open_page:
         typer.launch(str(page))
 
@@ -173,23 +192,6 @@ def _scored(
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
     return rows, notices_of(methods, credits)
-
-
-def _advantages(name: str, completions: Completions) -> Tensor:
-    """(B,): -1 for those known to be wrong and 1 for the others, or from the rewards."""
-    import torch
-
-    from tokencredit import outcome
-
-    makers = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
-    if name == "sign":
-        return torch.tensor([-1.0 if label["correct"] is False else 1.0 for label in completions.labels])
-    if name not in makers:
-        raise ValueError(f"unknown outcome {name!r}: use sign, {', '.join(makers)}")
-    rollouts = completions.rollouts
-    if rollouts.rewards is None or rollouts.group is None:
-        raise ValueError(f"--outcome {name} needs a reward for each completion")
-    return makers[name](rollouts.rewards, rollouts.group)
 
 
 def _table(row: dict[str, Any], name: str) -> Table:
