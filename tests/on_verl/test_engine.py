@@ -104,7 +104,7 @@ def rollouts():
 
 def credit_of(fields, rollouts, method):
     """The trainer's side; every field is there, and nothing else was added."""
-    assert {name for name in fields if name.startswith("credit_")} == set(shipped(method.needs))
+    assert {name for name in fields if name.startswith("credit_")} == set(shipped(method))
     return unpack(method, marked(rollouts, fields), OUTCOME, fields, 7)
 
 
