@@ -1,4 +1,4 @@
-"""Which completions are correct: the score, where the reward function gives nothing else, or the value that is named."""
+"""Which completions are correct: the score where the reward function gives nothing else, or the value named."""
 
 from __future__ import annotations
 

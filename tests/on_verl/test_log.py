@@ -9,7 +9,7 @@ from conftest import make_rollouts
 import tokencredit as tc
 from tokencredit.trainers.verl.log import carrying_loss, diagnostic_means, new_notices
 
-ROLLOUTS = make_rollouts((8, 8, 8, 8, 0, 8), (3,) * 6, (5, -1, 5, 5, -1, -1))
+ROLLOUTS = make_rollouts((8, 8, 8, 8, 0, 8), (3,) * 6, (5, -1, 5, 5, -1, 4))
 OUTCOME = torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0, -1.0])
 COUNTED = ROLLOUTS.completion_mask & (torch.arange(6) != 3)[:, None]
 """verl has masked out all tokens of completion 3."""

@@ -18,9 +18,9 @@ from tokencredit.signals.types import Needs, Signals
 class Method(Protocol):
     """A frozen dataclass of parameters that turns signals into credit.
 
-    Two optional class attributes say more about it: `sign_only` (bool, False where it is absent), that its weights
-    depend on the outcome advantage by its sign alone; and `uniform_because`, which maps the name of a diagnostic, 1
-    where a completion was left uniform, to an explanation for the user (see `tokencredit.notices`).
+    Two optional class attributes say more about it: `sign_only` (bool, False where it is absent), that it has weights,
+    which depend on the outcome advantage by its sign alone; and `uniform_because`, which maps the name of a diagnostic,
+    1 where a completion was left uniform, to an explanation for the user (see `tokencredit.notices`).
     """
 
     name: ClassVar[str]

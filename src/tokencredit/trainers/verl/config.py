@@ -105,6 +105,7 @@ def check_run(config: Any, method: Method, settings: CreditSettings) -> None:
             "algorithm.adv_estimator=gae has advantages per token already: credit spreads one advantage a completion, "
             "such as that of grpo or rloo"
         )
+    _check_loss(config)
     if needs.group:
         check_correct(config, name, settings.correct_reward)
     check_shippable(method)
@@ -112,6 +113,17 @@ def check_run(config: Any, method: Method, settings: CreditSettings) -> None:
         _check_passes(config, name, needs)
     if needs.adapter:
         _check_reference(config, needs)
+
+
+def _check_loss(config: Any) -> None:
+    """The loss takes an advantage for each token."""
+    key = f"{_ACTOR}.policy_loss.loss_mode"
+    mode = OmegaConf.select(config, key)
+    if mode == "geo_mean":
+        raise ValueError(
+            f"{key}={mode} takes one advantage per completion, the mean over its tokens, so that it does not matter "
+            "which tokens get credit: choose another loss, such as vanilla or gspo"
+        )
 
 
 def _check_passes(config: Any, name: str, needs: Needs) -> None:
