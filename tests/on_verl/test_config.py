@@ -80,7 +80,6 @@ def test_divergence_takes_verls_reference_model():
         ([*credit("rhythm"), "+algorithm.credit.end_of_reasoning=''"], "end_of_reasoning must be a text"),
         ([*credit("rhythm"), "+algorithm.credit.correct_reward=5"], "correct_reward must be a text"),
         ([*credit("rhythm"), "+algorithm.credit.correct_threshold=high"], "correct_threshold must be a number"),
-        ([*credit("rhythm"), "+algorithm.credit.params.5=1"], "params must be a mapping from names"),
         (credit("rhythm", amplification=0.2), "amplification must be at least alpha"),
         (credit("rhythm", horizon=5), "horizon must be"),
         ([*credit("rhythm"), "+algorithm.credit.kernels=cuda"], "kernels must be one of torch, fused, triton"),
@@ -125,6 +124,11 @@ def test_settings_reach_the_run():
     settings = CreditSettings.of(config_of(*credit("atpo"), *given))
     assert (settings.answer, settings.correct_threshold) == ("Answer:", -0.5)
     assert CreditSettings.of(config_of(*credit("atpo"))).answer == "auto"
+
+
+def test_parameters_are_named_by_texts():
+    with pytest.raises(ValueError, match="params must be a mapping from names to values"):
+        CreditSettings("rhythm", {5: 1})
 
 
 def test_heads_of_the_rollouts_may_be_split():

@@ -161,6 +161,7 @@ def seen_by_method(trainer, monkeypatch):
         return tc.method("uniform")(rollouts, outcome, tc.Signals())
 
     monkeypatch.setattr(module, "unpack", unpack)
+    monkeypatch.setattr(trainer, "_warn", lambda *_: None)
     step_of(trainer, monkeypatch, extras=BOTH)
     return seen[0]
 

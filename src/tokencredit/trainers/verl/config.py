@@ -152,7 +152,10 @@ def _check_engine(config: Any, name: str, role: str) -> None:
     """
     strategy = OmegaConf.select(config, f"{role}.strategy")
     if strategy not in ("fsdp", "fsdp2"):
-        raise ValueError(f"{name} reads the policy, which {role}.strategy={strategy} does not show: use fsdp or fsdp2")
+        raise ValueError(
+            f"{name} reads the model in its log-prob pass, which {role}.strategy={strategy} does not show: use fsdp or "
+            "fsdp2"
+        )
     for key, value in _leaves(OmegaConf.select(config, role), role):
         if _SPLITTING.search(key) and isinstance(value, int) and value > 1:
             raise ValueError(
