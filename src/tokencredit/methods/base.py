@@ -101,7 +101,8 @@ def _is_float32(value: Any) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool) or fraction:
         return False
     # This comparison is exact for whole numbers of any size, and False for NaN.
-    return bool(abs(value) <= torch.finfo(torch.float32).max)
+    size: Any = abs(value)
+    return bool(size <= torch.finfo(torch.float32).max)
 
 
 def check_whole(name: str, value: Any, low: int, high: int = 10**9) -> None:

@@ -92,5 +92,5 @@ def correctness(
 def _is_number(value: Any) -> bool:
     """A finite number, true or false, of Python or NumPy."""
     if isinstance(value, Real) or type(value).__name__ in ("bool", "bool_"):
-        return math.isfinite(value)  # type: ignore[arg-type]
+        return math.isfinite(value)
     return False
