@@ -38,7 +38,9 @@ def watch_pass(
     _refuse_images(micro_batch)
     rollouts = rollouts_of(micro_batch["prompts"], micro_batch["responses"])
     if not asked.reference:
-        rollouts = find_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
+        rollouts = find_spans(
+            rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning, answer=asked.answer
+        )
     packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
     if packed:
         refuse_packed(causal_lm(policy))
@@ -81,7 +83,8 @@ class WatchedPass:
             self.states.update(_by_sequence(hidden, self.rollouts))
         wanted = self.asked.needs.logits
         logprob, entropy = self._logprob_and_entropy(output, found) if wanted else (None, None)
-        return pack(self.asked.method, self.rollouts, self.read(logprob=logprob, entropy=entropy))
+        signals = self.read(logprob=logprob, entropy=entropy)
+        return pack(self.asked.method, self.rollouts, signals, self.asked.step)
 
     def _beside_policy(self, output: Any, found: dict[str, Tensor], own: list[Tensor]) -> Signals:
         """The signals of a pass over the reference."""
