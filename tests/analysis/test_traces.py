@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from byte_tokenizers import byte_level
 from conftest import tiny_policy
 
 import tokencredit as tc
 from tokencredit.analysis.rhythm import find_peaks
 from tokencredit.analysis.traces import PEAK_SHARE, PICTURE, VIEW, attention_pictures, trace_rows
+from tokencredit.credit import additive
 from tokencredit.methods.rhythm import Rhythm
+from tokencredit.signals import Signals
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 TEXTS = ["<think>a=1+6=7;b=2*3=6;</think>\\boxed{a=7}", "<think>a=1+6=8;</think>\\boxed{a=8}", "<think>1"]
@@ -97,3 +100,14 @@ def test_a_long_picture_is_averaged_down():
     assert small["columns"] == list(range(0, start, 3))
     assert small["rows"] == list(range(start, length, 2))
     torch.testing.assert_close(torch.tensor(small["values"]), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_character_of_several_tokens_is_whole_in_the_prompt_and_at_its_last_token():
+    tokenizer = byte_level()
+    prompt, completion = (torch.tensor([tokenizer(text).input_ids]) for text in ("é?", "a🙂数"))
+    rollouts = tc.Rollouts(prompt, torch.ones_like(prompt), completion, torch.ones_like(completion))
+    credits = {"added": additive(rollouts, torch.ones(1), torch.zeros_like(completion))}
+    (row,) = trace_rows(tokenizer, rollouts, credits, Signals())
+    assert row["prompt"] == "é?"
+    assert row["tokens"] == ["a", "", "", "", "🙂", "", "", "数"]
+    assert row["partial"] == [1, 2, 3, 5, 6]

@@ -70,6 +70,19 @@ def test_a_token_tells_its_numbers_when_it_is_hovered_over(visit):
     }
 
 
+def test_a_character_of_several_tokens_is_shown_at_the_last_of_them(visit):
+    broken = row(tokens=["a", "", "", "", "🙂", " ", "数"], partial=[1, 2, 3, 5])
+    tab = visit(traces=[broken], fragment="#methods=atpo")
+    assert tokens(tab, 0).all_text_contents() == ["a", "·", "·", "·", "🙂", " ·", "数"]
+    titles = [tokens(tab, 0).nth(t).get_attribute("title") for t in range(5)]
+    assert titles == [None, *["part of the next character"] * 3, None]
+    tokens(tab, 0).nth(1).hover()
+    assert facts(tab)["token"] == "·"
+    assert "part of the next character" in facts(tab)["label"]
+    cells = tab.locator("#behind .table tbody tr").evaluate_all("rows => rows.map(r => r.cells[1].textContent)")
+    assert cells == ["a", "·", "·", "·", "🙂", " ·", "数"]
+
+
 def test_arrow_keys_walk_over_the_tokens_and_say_so(visit):
     tab = visit(traces=[wrong()], fragment="#methods=atpo")
     tab.locator(".tokens").first.focus()

@@ -17,7 +17,7 @@ from tokencredit.signals import Needs, Signals, causal_lm
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_statistics import Attention
 from tokencredit.signals.policy import reading
-from tokencredit.steps import TokenPieces
+from tokencredit.token_text import TokenTexts
 
 VIEW = Rhythm().needs | Needs(logits=True)
 """What a report shows of a token beside its credit: log-prob, entropy, WAAD and FAI."""
@@ -42,21 +42,24 @@ def trace_rows(
         shown: the completions that are wanted; all by default.
 
     Returns:
-        `prompt`, `tokens`; `group`, `reward`, `correct`, `answer_start`, `step_index`, null where the rollouts do not
-        say; `signals`, name -> value a token; `peaks`, the positions of preplans and anchors; `credit`, name ->
-        `weights` (or null), `advantages`, `diagnostics`. FAI is null where no later token is in its horizon.
+        `prompt`, `tokens` and `partial` (see `token_text.TokenText`); `group`, `reward`, `correct`, `answer_start`,
+        `step_index`, null where the rollouts do not say; `signals`, name -> value a token; `peaks`, the positions of
+        preplans and anchors; `credit`, name -> `weights` (or null), `advantages`, `diagnostics`. FAI is null where no
+        later token is in its horizon.
     """
-    pieces_of = TokenPieces(tokenizer)
+    texts_of = TokenTexts(tokenizer)
     curves, peaks = _curves(rollouts, signals)
     lengths = rollouts.lengths.tolist()
     rows = []
     for i in range(len(rollouts)) if shown is None else shown:
         length = lengths[i]
         prompt = rollouts.prompt_ids[i][rollouts.prompt_mask[i]].tolist()
+        tokens = texts_of(rollouts.completion_ids[i, :length].tolist())
         rows.append(
             {
-                "prompt": "".join(pieces_of(prompt)),
-                "tokens": pieces_of(rollouts.completion_ids[i, :length].tolist()),
+                "prompt": "".join(texts_of(prompt).texts),
+                "tokens": tokens.texts,
+                "partial": tokens.partial,
                 "reward": _item(rollouts.rewards, i),
                 **{name: _item(getattr(rollouts, name), i) for name in ("group", "correct", "answer_start")},
                 "step_index": None if rollouts.step_index is None else rollouts.step_index[i, :length].tolist(),

@@ -53,7 +53,7 @@ const attentionPicture = (trace) => {
     kind: "matrix",
     title: `What the answer attends to (layer ${layer}, mean of its heads)`,
     note: "Rows are answer tokens, columns the reasoning.",
-    rows: rows.map((t) => `${t} ${visible(trace.tokens[t], 8).trim()}`),
+    rows: rows.map((t) => `${t} ${shownToken(trace, t, 8).trim()}`),
     columns,
     values,
     x: "token",
@@ -80,7 +80,7 @@ const tokenTable = (trace, positions = trace.tokens.map((_, t) => t)) => {
     columns: ["position", "token", ...series.map(([name]) => name), "label"],
     rows: positions.map((t) => [
       t,
-      visible(trace.tokens[t]),
+      shownToken(trace, t),
       ...series.map(([, values]) => values[t]),
       stepLabel(trace, t),
     ]),

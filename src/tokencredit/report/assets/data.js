@@ -37,6 +37,21 @@ const visible = (text, longest = LONGEST) => {
   return kept.length === text.length ? spelt : `${spelt}… (${text.length.toLocaleString("en")} characters)`;
 };
 
+// Bytes of a character that a later token completes have a dot in their place.
+const PART = "·";
+const PART_TITLE = "part of the next character";
+const isPart = (trace, t) => Boolean(trace.partial?.length) && partsOfCharacters(trace).has(t);
+const shownToken = (trace, t, longest) => {
+  const text = trace.tokens[t];
+  if (!isPart(trace, t)) return visible(text, longest);
+  return `${text === "" ? "" : visible(text, longest)}${PART}`;
+};
+const partsOfCharacters = (trace) => {
+  if (!partial.has(trace)) partial.set(trace, new Set(trace.partial));
+  return partial.get(trace);
+};
+const partial = new WeakMap();
+
 const number = (value, digits = 3) => {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);

@@ -76,7 +76,8 @@ const linesInto = (body, trace, id) => {
     span.id = `${id}-${i}`;
     span.dataset.i = i;
     span.setAttribute("role", "option");
-    span.textContent = visible(token);
+    span.textContent = shownToken(trace, i);
+    if (isPart(trace, i)) span.title = PART_TITLE;
     line.append(span);
     const broken = lengthOf(trace) > LONG && line.childElementCount >= LONGEST_LINE;
     if (token.endsWith("\n") || broken) {
@@ -184,7 +185,7 @@ const stepLabel = (trace, t) => {
 const factsOf = (trace, t) => {
   const facts = [
     ["position", String(t)],
-    ["token", visible(trace.tokens[t])],
+    ["token", shownToken(trace, t)],
   ];
   for (const name of chosenMethods(trace)) {
     const { weights, advantages } = trace.credit[name];
@@ -198,7 +199,7 @@ const factsOf = (trace, t) => {
   const k = trace.step_index ? trace.step_index[t] : -1;
   if (k >= 0) facts.push(["step", String(k)]);
   const peaks = ["preplan", "anchor"].filter((name) => trace.peaks?.[name]?.includes(t));
-  const label = [stepLabel(trace, t), ...peaks].filter(Boolean).join(", ");
+  const label = [stepLabel(trace, t), isPart(trace, t) && PART_TITLE, ...peaks].filter(Boolean).join(", ");
   if (label) facts.push(["label", label]);
   return facts;
 };
