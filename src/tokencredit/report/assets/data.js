@@ -59,6 +59,8 @@ const number = (value, digits = 3) => {
   const size = Math.abs(value);
   return size < 0.001 || size >= 1e5 ? value.toExponential(2) : String(+value.toPrecision(digits + 1));
 };
+// A Gini or a share of the credit; weights are in float32, and what is smaller than their rounding is 0.
+const share = (value) => number(Math.abs(value ?? 1) < 1e-6 ? 0 : value, 1);
 const signed = (value) => (value > 0 ? `+${number(value)}` : number(value).replace(/^-/, "−"));
 
 const csv = (table) => {

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokencredit.report import figures
 from tokencredit.report.page import Page
+from tokencredit.steps import BOXED
 
 CONFIG, ROWS = "config.json", "scores.jsonl"
 _SHOWN = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
@@ -27,6 +28,7 @@ def page_of(run: Path) -> Page:
             ("methods", config["methods"]),
         ],
         traces=rows,
+        delimiters=_delimiters(config),
         groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
     )
 
@@ -36,7 +38,10 @@ def _summary(rows: list[dict[str, Any]]) -> figures.Figure:
     return figures.table(
         "",
         ["method", *(name.replace("_", " ") for name in _SHOWN)],
-        [[name, *(mean(row["credit"][name]["diagnostics"][d] for row in rows) for d in _SHOWN)] for name in names],
+        [
+            [name, *(figures.share(mean(row["credit"][name]["diagnostics"][d] for row in rows)) for d in _SHOWN)]
+            for name in names
+        ],
     )
 
 
@@ -44,3 +49,11 @@ def _note(left_out: dict[str, str]) -> str:
     note = "Means over the traces. Gini 0 and effective ratio 1 are uniform credit."
     left = "; ".join(f"{method}: {why}" for method, why in left_out.items())
     return f"{note} Left out: {left}." if left else note
+
+
+def _delimiters(config: dict[str, Any]) -> tuple[str, ...]:
+    """What may stand where an answer starts; nothing with a name where a regular expression finds it."""
+    rule = config.get("answer", "auto")
+    if rule not in ("auto", "end_of_reasoning"):
+        return ()
+    return (config["end_of_reasoning"], *([BOXED] if rule == "auto" else []))
