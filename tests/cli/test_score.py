@@ -7,11 +7,13 @@ import shutil
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import normalizers
 from typer.testing import CliRunner
 
 import tokencredit as tc
 from tokencredit.cli import app
+from tokencredit.cli.score import _table
 from tokencredit.completions import load_completions
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
@@ -175,6 +177,33 @@ def test_the_table_of_the_paper(asked):
     n, answer = len(row["tokens"]), row["answer_start"]
     assert shown == sorted({*range(10), *range(answer - 5, answer + 5), *range(n - 10, n)} & {*range(n)})
     assert "…" in result.output
+
+
+def test_the_table_cuts_no_number_off_and_shows_characters_whole(monkeypatch):
+    """At 80 columns, beside a token that is wider than the terminal."""
+    row = {
+        "tokens": ["x" * 200, "", "🙂", "[/red]\\", *"abcdefghi"],
+        "partial": [1],
+        "answer_start": -1,
+        "credit": {
+            "rhythm:strategy=local,q=0.3": {
+                "weights": [123456.789, 1e-9, 0.0, *[0.5] * 10],
+                "advantages": [-123456.789, -1e-9, -0.0, *[0.5] * 10],
+            }
+        },
+    }
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(_table(row, "rhythm:strategy=local,q=0.3"))
+    shown = [line.split() for line in capture.get().splitlines() if line.strip()[:1].isdigit()]
+    assert shown[0][0] == "0"
+    assert shown[0][2:] == ["123456.789", "-123456.789"]
+    assert shown[1:4] == [
+        ["1", "·", "1.0e-09", "-1.0e-09"],
+        ["2", "🙂", "0", "0"],
+        ["3", "[/red]\\", "0.500", "+0.500"],
+    ]
+    assert [line[0] for line in shown] == [str(t) for t in range(13)]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_advantages
 from tokencredit.cli.outputs import check_folder
@@ -198,10 +199,11 @@ def _table(row: dict[str, Any], name: str) -> Table:
     """ATPO's table of a trace: position, token, weight, advantage."""
     credit, answer, length = row["credit"][name], row["answer_start"], len(row["tokens"])
     table = Table(title=escape(name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("position", justify="right")
+    # Only the token may be folded: a number that is cut off is another number.
+    table.add_column("position", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold")
     for column in ("weight", "advantage"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     before = -1
     for t in range(length):
         around = answer is not None and answer >= 0 and answer - 5 <= t < answer + 5
@@ -209,7 +211,22 @@ def _table(row: dict[str, Any], name: str) -> Table:
             continue
         if t > before + 1:
             table.add_row("…", "", "", "")
-        weight = "" if credit["weights"] is None else f"{credit['weights'][t]:.3f}"
-        table.add_row(str(t), escape(repr(row["tokens"][t])[1:-1]), weight, f"{credit['advantages'][t]:+.3f}")
+        weight = "" if credit["weights"] is None else _decimals(credit["weights"][t])
+        table.add_row(str(t), _token_text(row, t), weight, _decimals(credit["advantages"][t], "+"))
         before = t
     return table
+
+
+def _token_text(row: dict[str, Any], t: int) -> Text:
+    """A token on one line; not markup, because a model wrote it."""
+    from tokencredit.shading import visible
+    from tokencredit.token_text import PART
+
+    return Text(visible(row["tokens"][t]).replace("\n", "") + PART * (t in row["partial"]))
+
+
+def _decimals(value: float, sign: str = "-") -> str:
+    """Three decimals; more digits where those would show a value that is not zero as zero."""
+    if value == 0:
+        return "0"
+    return f"{value:{sign}.3f}" if abs(value) >= 5e-4 else f"{value:{sign}.1e}"

@@ -49,6 +49,7 @@ def page_of(run: Path) -> Page:
         facts=facts,
         traces=[{"source": name, **trace} for name, policy in policies.items() for trace in policy["traces"]],
         groups=[_group(name, policy) for name, policy in policies.items()],
+        opens_with="groups",
     )
 
 
@@ -91,7 +92,8 @@ def _leaderboard(measure: str, rows: list[dict[str, Any]]) -> Figure:
         if not row["name"].endswith(_FROM_OWN_VALUES) and (score := row["scores"].get(measure)) is not None
     ]
     shown.sort(key=lambda row: -row["value"])
-    return figures.intervals(TITLES[measure], "score", shown, reference=_CHANCE[measure])
+    bounds = figures.CORRELATION if measure.startswith("advantage") else figures.SHARE
+    return figures.intervals(TITLES[measure], "score", shown, reference=_CHANCE[measure], bounds=bounds)
 
 
 def _leads(rows: list[dict[str, Any]]) -> Figure:
@@ -140,4 +142,5 @@ def _ceilings(values: dict[str, Any]) -> Figure:
         "correlation",
         series,
         note=f"{values['completions']} completions with Monte-Carlo values.",
+        bounds=figures.CORRELATION,
     )
