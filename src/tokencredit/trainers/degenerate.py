@@ -22,8 +22,8 @@ def warn_if_degenerate(
     """Warn where credit has degenerated in nearly all completions; whether it has warned.
 
     A method that reads nothing, such as `random`, is as unequal as it is meant to be. It is warned of only where it
-    knows itself why it left completions uniform. Before the first update nothing is warned of: a new adapter, with which
-    some methods compare the policy, changes nothing by design.
+    knows itself why it left completions uniform. Nothing is warned of before the first update: some methods
+    compare the policy with a new adapter, which changes nothing yet by design.
 
     Args:
         method: the credit method, whose `uniform_because` explains; or its name alone, without explanations.

@@ -318,9 +318,9 @@ class CreditGRPOTrainer(GRPOTrainer):
         loss = super().training_step(*args, **kwargs)
         log, step = self.credit_logs["train"], self.state.global_step
         # At the end of an optimizer step that has assigned credit, in one micro-batch or several.
-        if self.accelerator.sync_gradients and self.accelerator.is_main_process and log.step == step:
-            if means := log.step_means():
-                warn_if_degenerate(self.credit_method, means, self._warned, updates=step)
+        assigned = self.accelerator.sync_gradients and log.step == step
+        if assigned and self.accelerator.is_main_process and (means := log.step_means()):
+            warn_if_degenerate(self.credit_method, means, self._warned, updates=step)
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -52,7 +52,7 @@ class CreditLog:
         self._all += len(rows)
 
     def means(self) -> dict[str, float]:
-        """Since the last call the mean of each diagnostic, and `SHARE`; only `SHARE` where no completion carries loss."""
+        """The mean of each diagnostic since the last call, and `SHARE`; `SHARE` alone where no completion has loss."""
         if self._sums is None:
             return {}
         means = self._means_of(self._sums, self._carrying) | {SHARE: self._carrying / self._all}

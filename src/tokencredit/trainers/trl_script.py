@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tokencredit import rewards
@@ -45,11 +45,12 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
     """Everything that a run needs, loaded and checked, ready for `train()`.
 
     Raises:
-        ValueError: no model or data is named, a reward is unknown, the data lacks a column, or the credit method cannot
-            run so.
+        ValueError: no model or data is named, the model cannot be loaded, a reward is unknown, the data lacks a column,
+            or the credit method cannot run so.
     """
     if not model.model_name_or_path or not script.data:
         raise ValueError("name a model (model_name_or_path) and problems to train on (data)")
+    _check_model(model)
     functions = [rewards.find(name) for name in script.rewards]
     problems = load_problems(
         script.data,
@@ -70,16 +71,28 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
     }
     args.model_init_kwargs = {name: value for name, value in init.items() if value is not None}
     needs_reward_model = bool(args.build_credit_method().needs.reward)
-    return CreditGRPOTrainer(
-        model.model_name_or_path,
-        functions,
-        args=args,
-        train_dataset=problems,
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
-        reward_model=_reward_model(script, model.model_name_or_path) if needs_reward_model else None,
-        data_name=f"{script.data}, {len(problems)} problems",
-    )
+    reward_model = _reward_model(script, model.model_name_or_path) if needs_reward_model else None
+    try:
+        return CreditGRPOTrainer(
+            model.model_name_or_path,
+            functions,
+            args=args,
+            train_dataset=problems,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+            reward_model=reward_model,
+            data_name=f"{script.data}, {len(problems)} problems",
+        )
+    except OSError as error:
+        raise ValueError(f"{model.model_name_or_path} cannot be trained: {error}") from None
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Raise a ValueError where there is no such model, before data is read."""
+    try:
+        AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model.model_name_or_path} cannot be loaded: {error}") from None
 
 
 def _mapping(given: Any) -> dict[str, Any]:
