@@ -76,7 +76,7 @@ class Checking(CreditGRPOTrainer):
         credit = super()._assign(batch)
         self.steps = [*getattr(self, "steps", []), self.state.global_step]
         if not self.compared and self.state.global_step == 0:
-            assert (credit.weights.std(1) > 1e-3).any()
+            assert self.accelerator.gather((credit.weights.std(1) > 1e-3).float()).any()
             self._compare(batch, credit.advantages, self._outcome(batch))
         return credit
 
