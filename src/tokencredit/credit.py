@@ -13,7 +13,7 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.shading import shaded_html
 
 BUILT_IN = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
-"""The diagnostics of every method."""
+"""The diagnostics of every method; others are its own."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from tokencredit.precision import divided, widened
 
+WITH_LOSS = "with_loss"
+"""The name under which trainers log the share of completions that carry loss."""
 BROADCAST_GINI = 0.02
 """Below this Gini the weights are as good as uniform."""
 SPARSE_RATIO = 0.1
@@ -57,6 +59,19 @@ def sign_flip(advantages: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
     """
     flipped = (advantages * outcome[:, None] < 0) & mask
     return (flipped.sum(1) / mask.sum(1).clamp(min=1)).float()
+
+
+def carrying_loss(advantages: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
+    """Which completions carry loss: those with tokens, and with an advantage other than 0.
+
+    Args:
+        advantages: (B, T), per token. outcome: (B,), per completion.
+        mask: (B, T) bool, the tokens that count.
+
+    Returns:
+        (B,) bool. A completion counts where its outcome advantage or that of any of its tokens is not 0.
+    """
+    return mask.any(1) & ((outcome != 0) | (advantages != 0).any(1))
 
 
 def concentration(weights: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_reward_model
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from typer.testing import CliRunner
 
@@ -100,18 +101,21 @@ def test_a_reward_that_returns_no_list_of_numbers_ends_the_run_with_one_line(sta
     assert "expected a list of 4 numbers" in " ".join(result.output.split())
 
 
-def test_a_file_that_is_no_yaml_ends_with_its_name(tmp_path):
-    (tmp_path / "broken.yaml").write_text("learning_rate: [1\n")
-    result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "broken.yaml")])
-    assert result.exit_code == 2, result.output
-    assert "broken.yaml is no valid YAML" in " ".join(result.output.split())
-
-
 def test_a_model_without_weights_ends_with_its_reason(stand_ins):
     (stand_ins / "policy" / "model.safetensors").unlink()
     result = run(stand_ins, "atpo", "--dry-run")
     assert result.exit_code == 2, result.output
-    assert "policy cannot be trained: " in " ".join(result.output.split())
+    assert "policy cannot be loaded: " in " ".join(result.output.split())
+
+
+def test_a_model_that_lacks_a_layer_is_refused_with_the_names_of_its_weights(stand_ins):
+    file = stand_ins / "policy" / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if "layers.0" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    result = run(stand_ins, "atpo", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "lacks" in result.output
+    assert "model.layers.0.input_layernorm.weight" in " ".join(result.output.split())
 
 
 def test_a_run_leaves_its_model(stand_ins):

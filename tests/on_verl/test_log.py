@@ -7,7 +7,8 @@ import torch
 from conftest import make_rollouts
 
 import tokencredit as tc
-from tokencredit.trainers.verl.log import carrying_loss, diagnostic_means, new_notices
+from tokencredit.diagnostics import carrying_loss
+from tokencredit.trainers.verl.log import diagnostic_means, new_notices
 
 ROLLOUTS = make_rollouts((8, 8, 8, 8, 0, 8), (3,) * 6, (5, -1, 5, 5, -1, 4))
 OUTCOME = torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0, -1.0])
@@ -18,7 +19,7 @@ CREDIT = tc.method("position")(ROLLOUTS, OUTCOME, tc.Signals())
 
 
 def test_completions_without_loss_do_not_dilute():
-    carrying = carrying_loss(CREDIT, OUTCOME, COUNTED)
+    carrying = carrying_loss(CREDIT.advantages, OUTCOME, COUNTED)
     assert carrying.tolist() == [True, True, False, False, False, True]
     means = diagnostic_means(CREDIT, carrying, REAL)
     assert means["with_loss"] == pytest.approx(2 / 5)
@@ -31,7 +32,7 @@ def test_an_advantage_of_a_token_is_loss_too():
     """Additive credit has some where the outcome advantage is 0."""
     rollouts = make_rollouts((3, 3), (2, 2), (-1, -1))
     credit = tc.credit.additive(rollouts, torch.zeros(2), torch.tensor([[0.0, 0, 1], [0, 0, 0]]))
-    assert carrying_loss(credit, torch.zeros(2), rollouts.completion_mask).tolist() == [True, False]
+    assert carrying_loss(credit.advantages, torch.zeros(2), rollouts.completion_mask).tolist() == [True, False]
 
 
 def test_without_any_loss_there_is_the_share_alone():

@@ -10,9 +10,10 @@ from tiny_run import Keeping, arguments, policy_that_answers, reward, trained
 from transformers import GenerationConfig
 
 import tokencredit as tc
+from tokencredit.diagnostics import carrying_loss
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig
-from tokencredit.trainers.trl_log import CreditLog, advantage_columns, carrying_loss
+from tokencredit.trainers.trl_log import CreditLog, advantage_columns
 
 GRID = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
@@ -27,7 +28,7 @@ def test_which_completions_carry_loss():
     mask = torch.tensor([[1, 1], [0, 0], [1, 0], [1, 1], [1, 1]]).bool()
     outcome = torch.tensor([1.0, 1.0, 0.0, 0.0, -1.0])
     credit = credit_of([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
-    assert carrying_loss(credit, outcome, mask).tolist() == [True, False, False, True, True]
+    assert carrying_loss(credit.advantages, outcome, mask).tolist() == [True, False, False, True, True]
 
 
 def test_means_leave_out_completions_without_loss_and_count_completions_not_batches():

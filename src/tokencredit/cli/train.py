@@ -75,14 +75,14 @@ def train(
 
 def _report_step(trainer: Any) -> None:
     """Print the reward of a dry run's step, how many completions carry loss, and which the method leaves uniform."""
+    from tokencredit.diagnostics import WITH_LOSS
     from tokencredit.notices import inactive
-    from tokencredit.trainers.trl_log import SHARE
 
     row = next(row for row in trainer.state.log_history if "reward" in row)
     method = trainer.credit_method
     say(f"dry run: one step of {method.name}, reward {float(row['reward']):.3f}")
     diagnostics = trainer.credit_logs["train"].step_diagnostics()
-    carrying = diagnostics[SHARE]
+    carrying = diagnostics[WITH_LOSS]
     say(f"{int(carrying.sum())} of {len(carrying)} completions carry loss (have tokens and an advantage)")
     for sentence in inactive(method, diagnostics):
         say(sentence)

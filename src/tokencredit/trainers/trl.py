@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from tokencredit.credit import Credit
+from tokencredit.diagnostics import carrying_loss
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
 from tokencredit.steps import Splitter, find_spans
@@ -38,7 +39,7 @@ from tokencredit.trainers.trl_checks import (
     refuse_bases,
 )
 from tokencredit.trainers.trl_config import CreditGRPOConfig
-from tokencredit.trainers.trl_log import CreditLog, advantage_columns, carrying_loss
+from tokencredit.trainers.trl_log import CreditLog, advantage_columns
 from tokencredit.trainers.trl_passes import ScoringPasses
 from tokencredit.trainers.trl_rewards import BatchRewards
 
@@ -310,7 +311,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         return {name: self._own(values, size) for name, values in known.items()}
 
     def _record(self, credit: Credit, outcome: Tensor, mask: Tensor, seconds: float) -> None:
-        carrying = carrying_loss(credit, outcome, mask)
+        carrying = carrying_loss(credit.advantages, outcome, mask)
         self.credit_logs[self._mode].add(credit, carrying, self.state.global_step)
         self._metrics[self._mode]["credit/seconds"].append(seconds)
 

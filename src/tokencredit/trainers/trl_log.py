@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit
-
-SHARE = "with_loss"
-"""Logged beside the diagnostics: the share of the completions that carry loss."""
+from tokencredit.diagnostics import WITH_LOSS
 
 
 class CreditLog:
@@ -52,10 +50,10 @@ class CreditLog:
         self._all += len(rows)
 
     def means(self) -> dict[str, float]:
-        """The mean of each diagnostic since the last call, and `SHARE`; `SHARE` alone where no completion has loss."""
+        """The mean of each diagnostic since the last call, and `WITH_LOSS`, which stands alone where none has loss."""
         if self._sums is None:
             return {}
-        means = self._means_of(self._sums, self._carrying) | {SHARE: self._carrying / self._all}
+        means = self._means_of(self._sums, self._carrying) | {WITH_LOSS: self._carrying / self._all}
         self._sums, self._carrying, self._all = None, 0, 0
         return means
 
@@ -65,8 +63,8 @@ class CreditLog:
         return self._means_of(self._sums_of(rows), int(rows[:, -1].sum()))
 
     def step_diagnostics(self) -> dict[str, Tensor]:
-        """Each diagnostic of all completions of the last step, (B,) of all processes, with `SHARE`: 1 where loss is."""
-        names = [*self._names, SHARE]
+        """Each diagnostic of all completions of the last step, (B,) of all processes, and `WITH_LOSS`, 1 or 0."""
+        names = [*self._names, WITH_LOSS]
         return dict(zip(names, torch.cat(self._rows).unbind(1), strict=True)) if self._rows else {}
 
     def _sums_of(self, rows: Tensor) -> Tensor:
@@ -75,15 +73,6 @@ class CreditLog:
 
     def _means_of(self, sums: Tensor, count: int) -> dict[str, float]:
         return dict(zip(self._names, (sums / count).tolist(), strict=True)) if count else {}
-
-
-def carrying_loss(credit: Credit, outcome: Tensor, mask: Tensor) -> Tensor:
-    """(B,) bool: the completion has tokens, and an advantage other than 0: its outcome advantage, or that of a token.
-
-    Args:
-        outcome: (B,), the outcome advantages. mask: (B, T) bool, the completions' tokens.
-    """
-    return mask.any(1) & ((outcome != 0) | (credit.advantages != 0).any(1))
 
 
 def advantage_columns(credit: Credit, mask: Tensor) -> dict[str, Tensor]:

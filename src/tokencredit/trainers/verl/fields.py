@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokencredit.credit import Credit, multiplicative
+from tokencredit.credit import BUILT_IN, Credit, multiplicative
 from tokencredit.methods import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, Signals
@@ -161,13 +161,9 @@ def _weights(method: Method, rollouts: Rollouts, signals: Signals, step: int | N
                 "may declare it"
             )
         fields[name] = to_nested(credit.weights, rollouts.completion_mask)
-        own.append({key: values.tolist() for key, values in credit.diagnostics.items() if key not in _COMMON})
+        own.append({key: values.tolist() for key, values in credit.diagnostics.items() if key not in BUILT_IN})
     rows = [{key: [each[key][i] for each in own] for key in own[0]} for i in range(len(rollouts))]
     return fields | {_DIAGNOSTICS: _as_bytes(rows, rollouts.completion_ids.device)}
-
-
-_COMMON = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
-"""The diagnostics of every method, which the trainer computes itself."""
 
 
 def _as_bytes(rows: list[dict[str, list[float]]], device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 from tokencredit.credit import Credit
+from tokencredit.diagnostics import carrying_loss
 from tokencredit.rollouts import Rollouts, numbered
 from tokencredit.steps import find_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
@@ -23,7 +24,7 @@ from tokencredit.trainers.verl.config import CreditSettings, check_run
 from tokencredit.trainers.verl.correct import correctness
 from tokencredit.trainers.verl.fields import ASKED, Asked, marked, shipped, unpack
 from tokencredit.trainers.verl.layout import from_nested, rollouts_of, to_nested
-from tokencredit.trainers.verl.log import carrying_loss, diagnostic_means, new_notices
+from tokencredit.trainers.verl.log import diagnostic_means, new_notices
 
 _READ = ("prompts", "responses", "loss_mask", "response_mask", "advantages", "rm_scores", "uid", "extra_fields")
 
@@ -80,7 +81,7 @@ class CreditTrainer(PPOTrainerSync):
         nested = {"advantages": to_nested(advantages, rollouts.completion_mask)}
         fields = TensorDict(nested, batch_size=len(batch))
         batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        carrying = carrying_loss(credit, outcome, counted)
+        carrying = carrying_loss(credit.advantages, outcome, counted)
         means = diagnostic_means(credit, carrying, real)
         metrics |= {f"credit/{name}": value for name, value in means.items()}
         metrics["credit/seconds"] = time.perf_counter() - started
