@@ -16,7 +16,7 @@ from tokencredit.analysis.bootstrap import bootstrap_interval
 from tokencredit.padding import padded_left
 from tokencredit.prompts import encode_prompts
 from tokencredit.rewards import Reward, check
-from tokencredit.rewards.base import as_completion, checked_values, known_correct, name_of
+from tokencredit.rewards.base import as_completion, checked_values, known_correct, name_of, unanswered
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class EvaluationReport:
             reward gave anything besides 0 and 1.
         tokens: mean length of a completion, its end of sequence included.
         truncated: share of completions that `max_new_tokens` cut off.
+        unanswered: share of completions that state no answer where the reward reads one, such as in `\\boxed{}`; None
+            where the reward does not say.
     """
 
     problems: int
@@ -55,6 +57,7 @@ class EvaluationReport:
     pass_at_k: dict[int, Estimate]
     tokens: float
     truncated: float
+    unanswered: float | None
 
     def as_json(self) -> dict[str, Any]:
         content = asdict(self)
@@ -136,7 +139,8 @@ def evaluate(
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
     }
-    return _report(scored, seed=seed, **settings)
+    unread = unanswered(reward, [s.completion for s in scored])
+    return _report(scored, seed=seed, unanswered=unread, **settings)
 
 
 def _report(scored: Sequence[Scored], *, samples: int, **settings: Any) -> EvaluationReport:

@@ -55,6 +55,18 @@ def test_a_model_is_measured_and_its_completions_are_kept(here):
     assert found["reward"]["value"] == sum(line["reward"] for line in lines) / 8
 
 
+def test_completions_without_a_readable_answer_are_counted_and_the_remedy_is_named(here):
+    result = run("model", "--reward", "math", "--max-new-tokens", 3, "--out", "results.json")
+    assert result.exit_code == 0, result.output
+    assert "100.0% of the completions state no answer that the reward math can read; --instruction can" in result.output
+    assert json.loads((here / "results.json").read_text())["unanswered"] == 1.0
+
+
+def test_a_reward_that_does_not_say_what_it_reads_counts_none(here):
+    run("model", "--reward", "format", "--max-new-tokens", 3, "--out", "results.json")
+    assert json.loads((here / "results.json").read_text())["unanswered"] is None
+
+
 @pytest.mark.parametrize("reward", ["chain", "math", "format"])
 def test_gold_answers_score_one(here, reward):
     result = run("--gold", "--reward", reward, "--out", "gold.json")

@@ -112,6 +112,11 @@ def evaluate(
             report = _evaluate(model, problems, scorer, settings, completions)
             say(f"{data}: {len(problems)} problems, reward {reward}, 95 % intervals")
             console.print(_table(report))
+            if report.unanswered:
+                say(
+                    f"note: {report.unanswered:.1%} of the completions state no answer that the reward {reward} can "
+                    "read; --instruction can ask for one, such as ' Put your final answer in \\boxed{}.'"
+                )
             found = {"model": model, **report.as_json()}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +204,8 @@ def _table(report: EvaluationReport) -> Table:
             table.add_row(f"pass@{k}", _interval(estimate))
     table.add_row("tokens", f"{report.tokens:,.1f}")
     table.add_row("cut off", f"{report.truncated:.1%}")
+    if report.unanswered is not None:
+        table.add_row("no answer", f"{report.unanswered:.1%}")
     return table
 
 

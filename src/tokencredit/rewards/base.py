@@ -15,14 +15,26 @@ Columns = Mapping[str, Sequence[Any]]
 _TRUTH_COLUMNS = ("answer", "solution", "reward_model")
 
 
-def checked(by: Callable[[Columns], None]) -> Callable[[Any], Any]:
-    """Decorator of a reward: `by` says, before a model runs, whether it can score some problems (`rewards.check`)."""
+def checked(by: Callable[[Columns], None], stated: Callable[[str], str | None] | None = None) -> Callable[[Any], Any]:
+    """Decorator of a reward.
+
+    Args:
+        by: says, before a model runs, whether the reward can score some problems (`rewards.check`).
+        stated: finds the answer that a completion's text states, None where it states none: no answer is then right.
+    """
 
     def mark(reward: Any) -> Any:
         reward.check = by
+        reward.stated = stated
         return reward
 
     return mark
+
+
+def unanswered(reward: Any, texts: Sequence[str]) -> float | None:
+    """The share of completions in which the reward finds no answer; None where it does not say what it reads."""
+    stated = getattr(reward, "stated", None)
+    return None if stated is None else sum(stated(text) is None for text in texts) / max(1, len(texts))
 
 
 def name_of(reward: Any) -> str:

@@ -28,7 +28,7 @@ def check_problems(columns: Columns) -> None:
     _problems(columns["prompt"], columns)
 
 
-@checked(by=check_problems)
+@checked(by=check_problems, stated=last_boxed)
 def countdown_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
     r"""1.0 where the last `\boxed{}` holds an expression that uses each number once and is worth the target, else 0.0.
 

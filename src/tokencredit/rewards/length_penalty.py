@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from tokencredit.methods.attnpo import length_penalised_reward
-from tokencredit.rewards.base import checked
+from tokencredit.rewards.base import checked, stated_answer
 from tokencredit.rewards.math import check_truths, math_reward
 
 
-@checked(by=check_truths)
+@checked(by=check_truths, stated=stated_answer)
 def length_penalty_reward(
     prompts: Sequence[Any],
     completions: Sequence[Any],

@@ -21,7 +21,7 @@ def check_truths(columns: Columns) -> None:
     _readable(ground_truths(columns))
 
 
-@checked(by=check_truths)
+@checked(by=check_truths, stated=stated_answer)
 def math_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
     r"""1.0 where the answer that a completion states says the same as the ground truth, else 0.0.
 
