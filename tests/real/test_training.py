@@ -1,0 +1,66 @@
+"""Two steps of TRL's trainer on a pretrained model, with LoRA, for every method."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+import tokencredit as tc
+from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+
+PROMPTS = [
+    [{"role": "system", "content": "Add."}, {"role": "user", "content": f"{n} + {n + 1} = ?"}] for n in (2, 5, 7, 11)
+]
+
+
+def share_of_digits(completions, **_):
+    """A reward that varies between short random completions."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in texts]
+
+
+@pytest.mark.parametrize("name", tc.methods())
+def test_two_steps_move_the_adapter_and_nothing_else(name, methods, model, tokenizer, reward_model, tmp_path):
+    method = methods[name]
+    args = CreditGRPOConfig(
+        output_dir=str(tmp_path),
+        credit_method=method,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        gradient_accumulation_steps=1,
+        max_completion_length=8,
+        max_steps=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    before = model.get_input_embeddings().weight[:100].clone()
+    trainer = CreditGRPOTrainer(
+        model,
+        share_of_digits,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        reward_model=reward_model if method.needs.reward else None,
+    )
+    try:
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "credit/gini" in row]
+        assert len(rows) == 2
+        assert all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
+        moved = [p for n, p in trainer.model.named_parameters() if "lora_B" in n and bool(p.any())]
+        assert moved
+    finally:
+        trainer.model.unload()
+        model.requires_grad_(True)
+    assert torch.equal(model.get_input_embeddings().weight[:100], before)
