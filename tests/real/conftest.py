@@ -48,26 +48,19 @@ def traces(traces_file) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def rollouts(traces, tokenizer, tmp_path_factory):
-    """The first four of them, as plain text whose spans are found."""
+def rollouts(traces_file, tokenizer):
+    """The first four of them, with their steps and answers as the file has them."""
     from tokencredit.completions import load_completions
 
-    rows = [
-        {"prompt": t["prompt"], "completion": "".join(t["steps"]) + t["answer"], "correct": t["correct"]}
-        for t in traces[:4]
-    ]
-    path = tmp_path_factory.mktemp("traces") / "plain.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    return load_completions(path, tokenizer).rollouts
+    return load_completions(traces_file, tokenizer).rollouts.rows(slice(4))
 
 
 @pytest.fixture(scope="session")
-def methods():
-    """Every method, with the parameters that it cannot do without."""
+def parameters():
+    """Of each method, those that it cannot do without."""
     import tokencredit as tc
 
-    needed = {"attnpo": {"heads": ((12, 3), (20, 5))}}
-    return {name: tc.method(name, **needed.get(name, {})) for name in tc.methods()}
+    return {name: {"heads": [[12, 3], [20, 5]]} if name == "attnpo" else {} for name in tc.methods()}
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +69,9 @@ def reward_model(model):
     from tokencredit import RewardModel
 
     embeddings = model.get_input_embeddings()
-    direction = embeddings.weight[1000].detach()
+    direction = 5 * embeddings.weight[1000].detach()
 
     def reward(embedded):
-        return (embedded @ direction.to(embedded.dtype)).tanh().mean(1)
+        return (embedded @ direction.to(embedded.dtype)).tanh().sum(1)
 
     return RewardModel(reward, embeddings=embeddings)

@@ -30,7 +30,7 @@ def test_score_writes_the_credit_of_every_token(folder, traces_file, traces, tmp
             assert len(credit["advantages"]) == len(row["tokens"])
             assert all(math.isfinite(a) and a * sign >= 0 for a in credit["advantages"])
             assert len({round(a, 4) for a in credit["advantages"]}) > 1
-    assert (out / "report.html").stat().st_size > 100_000
+    assert (out / "report.html").stat().st_size > 50_000
 
 
 def test_eval_measures_accuracy(folder, tmp_path):

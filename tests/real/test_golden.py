@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import pytest
@@ -34,23 +36,36 @@ def policy(model):
 
 
 @pytest.fixture(scope="module")
+def two(rollouts):
+    """A right and a wrong completion of one problem."""
+    return rollouts.rows(slice(2))
+
+
+@pytest.fixture(scope="module")
+def chosen(parameters):
+    return {name: tc.method(name, **given) for name, given in parameters.items()}
+
+
+@pytest.fixture(scope="module")
+def signals(policy, two, chosen, reward_model):
+    """What all methods read, in one go."""
+    needs = reduce(or_, (method.needs for method in chosen.values()))
+    return tc.collect(policy, two, needs, reward_model)
+
+
+@pytest.fixture(scope="module")
 def kept():
     return json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.is_file() else {}
 
 
 @pytest.mark.parametrize("name", tc.methods())
-def test_credit_is_what_it_was(name, policy, methods, rollouts, reward_model, kept):
-    group = rollouts.rows(slice(0, 2))
-    advantages = torch.tensor([1.0, -1.0])
-    scorer = reward_model if methods[name].needs.reward else None
-    credit = tc.assign(policy, group, methods[name], advantages, reward_model=scorer)
-    found = [row[:n].tolist() for row, n in zip(credit.advantages, group.lengths.tolist(), strict=True)]
+def test_credit_is_what_it_was(name, two, chosen, signals, kept):
+    credit = chosen[name](two, torch.tensor([1.0, -1.0]), signals)
+    found = [row[:n].tolist() for row, n in zip(credit.advantages, two.lengths.tolist(), strict=True)]
     if os.environ.get("REGENERATE_GOLDEN"):
-        known = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.is_file() else {}
-        known[name] = [[round(value, 5) for value in row] for row in found]
-        lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in sorted(known.items()))
+        kept[name] = [[round(value, 5) for value in row] for row in found]
+        lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in sorted(kept.items()))
         GOLDEN.write_text(f"{{\n{lines}\n}}\n", "utf-8")
-        return
     assert len(found) == len(kept[name]) == 2
     for row, expected in zip(found, kept[name], strict=True):
         assert row == pytest.approx(expected, abs=1e-4)

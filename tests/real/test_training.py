@@ -23,16 +23,19 @@ def share_of_digits(completions, **_):
     return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in texts]
 
 
+# Four tokens hold no answer, so credit that reads the answer is uniform, of which the trainer warns.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", tc.methods())
-def test_two_steps_move_the_adapter_and_nothing_else(name, methods, model, tokenizer, reward_model, tmp_path):
-    method = methods[name]
+def test_two_steps_move_the_adapter_and_nothing_else(name, parameters, model, tokenizer, reward_model, tmp_path):
+    method = tc.method(name, **parameters[name])
     args = CreditGRPOConfig(
         output_dir=str(tmp_path),
-        credit_method=method,
+        credit_method=name,
+        credit_params=parameters[name],
         per_device_train_batch_size=4,
         num_generations=2,
         gradient_accumulation_steps=1,
-        max_completion_length=8,
+        max_completion_length=4,
         max_steps=2,
         learning_rate=1e-2,
         logging_steps=1,
@@ -50,7 +53,9 @@ def test_two_steps_move_the_adapter_and_nothing_else(name, methods, model, token
         args=args,
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[28, 29], task_type="CAUSAL_LM"
+        ),
         reward_model=reward_model if method.needs.reward else None,
     )
     try:
