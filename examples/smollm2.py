@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -43,36 +44,51 @@ def main() -> None:
 def run(out: Path, warmup_steps: int, steps: int, held_out: int) -> None:
     problems, warm, trained, report = out / "problems", out / "warm", out / "trained", out / "report"
     model = smollm2()
-    stage(out, problems / "heldout.jsonl", "word-problems", "--out", problems, "--held-out", held_out)
-    lessons = ("--data", problems / "lessons.jsonl", "--chat", "--steps", warmup_steps)
-    stage(out, warm, "warmup", model, *lessons, "--out", warm)
+    stage(out, "problems", "word-problems", "--out", problems, "--held-out", held_out)
+    if not warm.exists():
+        lessons = ("--data", problems / "lessons.jsonl", "--chat", "--steps", warmup_steps)
+        stage(out, "warm-up", "warmup", model, *lessons, "--out", warm)
     evaluations(out, warm, "before")
-    settings = ("--model_name_or_path", warm, "--data", problems / "train.jsonl", "--output_dir", trained)
+    # The adapter remembers where its base model is, so the path should be valid from every folder.
+    settings = ("--model_name_or_path", warm.resolve(), "--data", problems / "train.jsonl", "--output_dir", trained)
     resumed = [word for folder in checkpoints(trained)[-1:] for word in ("--resume_from_checkpoint", folder)]
-    # The model card is the last thing that `train` writes.
-    stage(out, trained / "README.md", "train", "--config", CONFIG, *settings, "--max_steps", steps, *resumed)
+    stage(out, "training", "train", "--config", CONFIG, *settings, "--max_steps", steps, *resumed)
     evaluations(out, trained, "after")
     write_traces(out / "after-sampled.jsonl", out / "traces.jsonl")
+    if "report" not in finished(out):
+        shutil.rmtree(report, ignore_errors=True)
     traces = ("--traces", out / "traces.jsonl", "--methods", "rhythm,atpo,surprisal")
-    stage(out, report / "report.html", "score", "--model", trained, *traces, "--out", report)
+    stage(out, "report", "score", "--model", trained, *traces, "--out", report)
     print(summary(out))
     print(f"report: {report / 'report.html'}")
 
 
-def stage(out: Path, made: Path, *words: object) -> None:
-    """Run a command of tokencredit unless what it makes is there, and write down how long it took."""
-    if made.exists():
+def stage(out: Path, name: str, *words: object) -> None:
+    """Run a command of tokencredit unless this stage is done, and write down how long it took."""
+    if name in finished(out):
         return
     command = [str(word) for word in words]
     print(f"\n$ tokencredit {shlex.join(command)}", flush=True)
-    started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started, before = time.time(), cpu_seconds()
     done = subprocess.run([sys.executable, "-m", "tokencredit.cli", *command], env=ENVIRONMENT, check=False)
     if done.returncode:
-        sys.exit(f"tokencredit {command[0]} failed; once the cause is removed, the same command goes on from here")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    times = [*read_times(out), {"stage": command[0], "seconds": time.time() - started, "cpu_seconds": cpu}]
-    (out / "times.json").write_text(json.dumps(times, indent=2) + "\n")
+        sys.exit(f"tokencredit {command[0]} failed. Once the cause is removed, the same command goes on from here.")
+    times = {"seconds": time.time() - started, "cpu_seconds": cpu_seconds() - before}
+    path = out / "stages.json"
+    path.with_suffix(".partial").write_text(json.dumps({**finished(out), name: times}, indent=2) + "\n")
+    path.with_suffix(".partial").replace(path)
+
+
+def finished(out: Path) -> dict[str, dict[str, float]]:
+    """The stages that are done, and how long they took."""
+    path = out / "stages.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def cpu_seconds() -> float:
+    """Of the commands that have run."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def evaluations(out: Path, model: Path, when: str) -> None:
@@ -80,8 +96,8 @@ def evaluations(out: Path, model: Path, when: str) -> None:
     for kind, temperature in (("greedy", 0), ("sampled", 1)):
         made = out / f"{when}-{kind}.json"
         problems = ("--data", out / "problems" / "heldout.jsonl", "--chat", "--temperature", temperature)
-        sizes = ("--max-new-tokens", 64, "--batch-size", 32)
-        stage(out, made, "eval", model, *problems, *sizes, "--out", made, "--completions", made.with_suffix(".jsonl"))
+        results = ("--out", made, "--completions", made.with_suffix(".jsonl"))
+        stage(out, made.stem, "eval", model, *problems, "--max-new-tokens", 64, "--batch-size", 32, *results)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -104,14 +120,9 @@ def summary(out: Path) -> str:
         found = [json.loads((out / f"{when}-{kind}.json").read_text())["reward"] for kind in ("greedy", "sampled")]
         cells = [f"{e['value']:.3f} [{e['low']:.2f}, {e['high']:.2f}]" for e in found]
         lines.append(f"{when:8}{cells[0]:>22}{cells[1]:>22}")
-    times = read_times(out)
+    times = finished(out).values()
     wall, cpu = (sum(row[name] for row in times) / 60 for name in ("seconds", "cpu_seconds"))
     return "\n".join([*lines, "", f"{wall:.0f} minutes, {cpu:.0f} of CPU time"])
-
-
-def read_times(out: Path) -> list[dict]:
-    path = out / "times.json"
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 if __name__ == "__main__":

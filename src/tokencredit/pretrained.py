@@ -77,7 +77,7 @@ def _convert(weights: Path, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = read.config
+    config: Any = read.config
     # transformers saves no model that says it is quantized, and this one no longer is.
     del config.quantization_config
     config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
