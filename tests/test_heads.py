@@ -1,9 +1,11 @@
 import dataclasses
+import json
 import statistics
 
 import pytest
 import torch
-from conftest import make_rollouts, tiny_policy
+from accelerate import cpu_offload
+from conftest import make_rollouts, tiny_lora_policy, tiny_policy
 
 import tokencredit as tc
 
@@ -136,6 +138,66 @@ def test_a_head_file_of_another_model_is_refused(tmp_path):
     m = tc.method("attnpo", heads=write(tmp_path / "heads.json", tiny_policy()))
     with pytest.raises(ValueError, match=r"4 layers, 4 heads.*but the policy is qwen3 of 3 layers"):
         tc.assign(tiny_policy(num_hidden_layers=3), ROLLOUTS, m)
+
+
+def test_a_head_file_of_another_model_of_the_same_shape_is_refused(tmp_path):
+    m = tc.method("attnpo", heads=write(tmp_path / "heads.json", tiny_policy()))
+    for seed in (1, 2, 3):
+        with pytest.raises(ValueError, match="another model than the policy, though both are qwen3 of 4 layers"):
+            tc.assign(tiny_policy(seed), ROLLOUTS, m)
+    with pytest.raises(ValueError, match="another model"), tc.signals.observe(tiny_policy(1), ROLLOUTS, m.needs):
+        pass
+
+
+def trained(policy, rate, steps=30):
+    """After some steps of full fine-tuning on the rollouts."""
+    optimizer = torch.optim.AdamW(policy.parameters(), rate)
+    for _ in range(steps):
+        policy(input_ids=ROLLOUTS.input_ids, labels=ROLLOUTS.input_ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return policy
+
+
+@pytest.mark.parametrize(
+    "descendant",
+    [
+        lambda: trained(tiny_policy(), 1e-3),
+        lambda: tiny_policy().to(torch.bfloat16),
+        lambda: tiny_lora_policy(),
+        lambda: cpu_offload(tiny_policy(), torch.device("cpu")),
+    ],
+    ids=["trained", "rounded", "adapted", "offloaded"],
+)
+def test_a_head_file_serves_what_its_model_was_made_into(tmp_path, descendant):
+    m = tc.method("attnpo", heads=write(tmp_path / "heads.json", tiny_policy()))
+    assert torch.isfinite(tc.assign(descendant(), ROLLOUTS, m).advantages).all()
+
+
+def test_tokens_that_are_added_change_no_fingerprint():
+    policy = tiny_policy()
+    signature = tc.signals.model_signature(policy)
+    policy.resize_token_embeddings(70)
+    assert tc.signals.model_signature(policy) == signature
+
+
+def test_a_head_file_without_fingerprint_is_checked_by_shape(tmp_path):
+    """As earlier versions have written them."""
+    path = write(tmp_path / "heads.json", tiny_policy())
+    content = json.loads(path.read_text())
+    content["model"] = content["model"].split(", embeddings")[0]
+    assert content["model"] == "qwen3 of 4 layers, 4 heads, width 32"
+    path.write_text(json.dumps(content))
+    m = tc.method("attnpo", heads=path)
+    tc.assign(tiny_policy(1), ROLLOUTS, m)
+    with pytest.raises(ValueError, match="3 layers"):
+        tc.assign(tiny_policy(num_hidden_layers=3), ROLLOUTS, m)
+
+
+def test_a_fingerprint_that_is_none_is_refused(tmp_path):
+    m = tc.method("attnpo", heads=((1, 0),), model=tc.signals.model_signature(tiny_policy())[:-2] + "zz")
+    with pytest.raises(ValueError, match="is no fingerprint"):
+        tc.assign(tiny_policy(), ROLLOUTS, m)
 
 
 @pytest.mark.parametrize(

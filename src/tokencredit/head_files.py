@@ -28,7 +28,9 @@ class HeadFile:
     """Heads, best first, and where they come from.
 
     Attributes:
-        model: the signature of their model (`tokencredit.signals.model_signature`).
+        model: the signature of their model (`tokencredit.signals.model_signature`): its shape, and a fingerprint of its
+            embeddings by which a model trained from it is known, and another one of the same shape is not. Older files
+            have the shape alone, and are checked by it alone.
         heads: usually the first few of `rank_heads`.
         completions: on how many completions they were ranked. labels: what said which steps are essential.
     """

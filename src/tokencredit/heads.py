@@ -12,7 +12,7 @@ from tokencredit.methods.base import check_number, step_means
 from tokencredit.methods.rhythm import nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import DistanceNeed, Needs, causal_lm, collect
+from tokencredit.signals import DistanceNeed, ModelLayers, Needs, causal_lm, collect
 
 Heads = tuple[tuple[int, int], ...]
 """(layer, head) pairs."""
@@ -35,6 +35,8 @@ def rank_heads(
     batch_size: int | None = None,
 ) -> list[HeadRank]:
     """Rank every head by how often it attends more to an essential than to a redundant step of the same completion.
+
+    The heads are those of the layers that have attention, by the model's own layer numbers.
 
     Args:
         rollouts: with `answer_start` and `step_index`; usually correct completions.
@@ -61,7 +63,7 @@ def rank_heads(
     if count == 0:
         raise ValueError("no completion with an answer has both an essential and a redundant step to compare")
     ranks = []
-    for layer, of_layer in enumerate(scores):
+    for layer, of_layer in scores.items():
         for head, score in enumerate(of_layer.unbind(1)):
             apart = score[:, :, None] - score[:, None, :]
             right = (apart > 0).double() + 0.5 * (apart == 0)
@@ -85,12 +87,13 @@ def head_stability(
     """
     first, exists = step_scores(policy, rollouts, batch_size=batch_size)
     second, _ = step_scores(other, rollouts, batch_size=batch_size)
-    if [s.shape for s in first] != [s.shape for s in second]:
+    if {layer: s.shape for layer, s in first.items()} != {layer: s.shape for layer, s in second.items()}:
         raise ValueError("the two models differ in layers or heads: stability is between checkpoints of one model")
     if int(exists.sum()) < 2:
         raise ValueError("stability needs two steps at least, in completions with an answer")
     found = []
-    for layer, (a, b) in enumerate(zip(first, second, strict=True)):
+    for layer, a in first.items():
+        b = second[layer]
         for head in range(a.shape[1]):
             x, y = (v[:, head][exists] - v[:, head][exists].mean() for v in (a, b))
             correlation = divided((x * y).sum(), by=(x.norm() * y.norm()), otherwise=0.0)
@@ -98,25 +101,28 @@ def head_stability(
     return found
 
 
-def step_scores(policy: nn.Module, rollouts: Rollouts, *, batch_size: int | None = None) -> tuple[list[Tensor], Tensor]:
+def step_scores(
+    policy: nn.Module, rollouts: Rollouts, *, batch_size: int | None = None
+) -> tuple[dict[int, Tensor], Tensor]:
     """The attention that the answer pays to each step.
 
     Returns:
-        One (B, H, K) a layer: mean over the answer's rows of the attention of a head, mean over the step's tokens; and
-        (B, K) bool, the steps that have tokens, in completions that have an answer.
+        Layer -> (B, H, K), for the layers that have attention, by the model's own numbers: mean over the answer's rows
+        of the attention of a head, mean over the step's tokens; and (B, K) bool, the steps that have tokens, in
+        completions that have an answer.
 
     Raises:
         ValueError: answers or steps are not marked.
     """
     if rollouts.step_index is None:
         raise ValueError("heads are scored on steps: call tc.mark_spans(rollouts, tokenizer) first")
-    layers = causal_lm(policy).get_decoder().config.num_hidden_layers
-    read = collect(policy, rollouts, Needs(answer_attention=frozenset(range(layers))), batch_size=batch_size)
+    layers = ModelLayers.of(causal_lm(policy)).attending
+    read = collect(policy, rollouts, Needs(answer_attention=frozenset(layers)), batch_size=batch_size)
     inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
-    scores, exists = [], torch.zeros(0)
-    for layer in range(layers):
+    scores, exists = {}, torch.zeros(0)
+    for layer in layers:
         parts = [step_means(head, inside) for head in widened(read.answer_attention[layer]).unbind(1)]
-        scores.append(torch.stack([means for means, _ in parts], 1))
+        scores[layer] = torch.stack([means for means, _ in parts], 1)
         exists = parts[0][1]
     return scores, exists
 
@@ -132,7 +138,7 @@ def group_heads(
     """Local and global heads for `rhythm`, fixed once: by their mean look-back distance over some completions.
 
     Args:
-        layers: as in `Rhythm`, or the layers themselves.
+        layers: as in `Rhythm`, or the layers themselves, by the model's own numbers.
         head_fraction: the share of their heads in each group, in (0, 1].
 
     Returns:
@@ -142,9 +148,8 @@ def group_heads(
         ValueError: no completion has a token, or an argument is out of range.
     """
     check_number("head_fraction", head_fraction, 0, 1, open_low=True)
-    count = causal_lm(policy).get_decoder().config.num_hidden_layers
-    wanted = DistanceNeed(layers if isinstance(layers, str) else tuple(layers)).sample(count)
-    sampled = sorted({layer % count if -count <= layer < count else layer for layer in wanted})
+    wanted = DistanceNeed(layers if isinstance(layers, str) else tuple(layers))
+    sampled = sorted(set(ModelLayers.of(causal_lm(policy)).sample(wanted)))
     need = DistanceNeed(tuple(sampled))
     read = collect(policy, rollouts, Needs(distances=frozenset({need})), batch_size=batch_size).distances[need]
     spoken = rollouts.lengths > 0

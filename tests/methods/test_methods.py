@@ -12,6 +12,7 @@ import torch
 from conftest import make_rollouts, tiny_lora_policy, tiny_policy
 
 import tokencredit as tc
+from tokencredit.signals import FullAttentionLayer
 from tokencredit.signals.attention_statistics import HeadDistances
 from tokencredit.signals.types import RewardAttribution
 
@@ -53,7 +54,7 @@ def test_atpo_by_hand():
     """Three reasoning tokens whose attention is 1, e and e^2, so whose standardised logs are -1, 0 and 1."""
     r = make_rollouts((4,), (1,), (3,))
     attention = torch.tensor([[[math.exp(k) - 1e-6 for k in range(3)] + [9.0]]])
-    signals = tc.Signals(answer_attention={-1: attention})
+    signals = tc.Signals(answer_attention={FullAttentionLayer(-1): attention})
     credit = tc.method("atpo", floor=0.25)(r, torch.tensor([0.75]), signals)
     assert credit.weights[0].tolist() == pytest.approx([0.25, 0.625, 1.0, 1.0], abs=1e-6)
     assert credit.advantages[0].tolist() == pytest.approx([0.1875, 0.46875, 0.75, 0.75], abs=1e-6)
@@ -69,7 +70,7 @@ def test_atpo_gives_half_where_all_attention_is_equal():
 
 
 def test_atpo_asked_for_more_layers_than_there_are():
-    with pytest.raises(ValueError, match=r"has 4: use -4 to 3"):
+    with pytest.raises(ValueError, match=r"layer -5 of the layers with full attention.* has 4 of them"):
         weights_of(tiny_policy(), tc.method("atpo", layers=5))
 
 

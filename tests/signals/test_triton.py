@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_rollouts, tiny_policy
 
+import tokencredit as tc
 from tokencredit.signals import attention_statistics as reference
 from tokencredit.signals.attention_statistics import Attention
 
@@ -215,6 +217,20 @@ def test_cpu_tensors_are_refused_outside_the_interpreter(monkeypatch):
     given = Attention(torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4), scaling=1.0)
     with pytest.raises(ValueError, match="need a GPU"):
         attention_triton.answer_row_mean(given, torch.ones(1, 3, dtype=torch.bool))
+
+
+def test_a_policy_on_a_cpu_is_refused_before_any_pass(monkeypatch):
+    monkeypatch.setattr(attention_triton, "_interpreted", lambda: False)
+    policy, passes = tiny_policy(), []
+    policy.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(ValueError, match="need a GPU"):
+        tc.assign(policy, make_rollouts(), "atpo", kernels="triton")
+    with (
+        pytest.raises(ValueError, match="need a GPU"),
+        tc.signals.observe(policy, make_rollouts(), tc.method("atpo").needs, kernels="triton"),
+    ):
+        policy(input_ids=make_rollouts().input_ids)
+    assert passes == []
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch):

@@ -23,7 +23,7 @@ from tokencredit.methods.base import check_number, top_mask
 from tokencredit.methods.rhythm import Rhythm, nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import DistanceNeed, Needs, causal_lm, collect
+from tokencredit.signals import DistanceNeed, ModelLayers, Needs, causal_lm, collect
 
 _SHORTEST = 4
 _UNBOUNDED = (1, 1 << 30)
@@ -151,8 +151,7 @@ def rhythm_curves(
     (need,) = m.needs.distances
     every = need
     if need.heads is not None:
-        layers = causal_lm(policy).get_decoder().config.num_hidden_layers
-        whole = tuple(sorted({layer % layers for layer in need.sample(layers)}))
+        whole = tuple(sorted(set(ModelLayers.of(causal_lm(policy)).sample(need))))
         every = DistanceNeed(whole, need.window, need.horizon)
     columns = replace(every, horizon=_UNBOUNDED)
     needs = m.needs | Needs(distances=frozenset({every, columns}), logits=True)

@@ -13,16 +13,20 @@ from tokencredit.analysis.rhythm import find_peaks, has_row_ahead
 from tokencredit.credit import Credit
 from tokencredit.methods.rhythm import Rhythm
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import Needs, Signals, causal_lm
+from tokencredit.signals import FullAttentionLayer, ModelLayers, Needs, Signals, causal_lm
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_statistics import Attention
+from tokencredit.signals.final_states import final_states, pass_inputs
+from tokencredit.signals.micro_batches import trimmed
 from tokencredit.signals.policy import reading
+from tokencredit.signals.types import AnswerLayer
 from tokencredit.steps import TokenPieces
 
 VIEW = Rhythm().needs | Needs(logits=True)
 """What a report shows of a token beside its credit: log-prob, entropy, WAAD and FAI."""
 PEAK_SHARE = 0.2
 """The share of a curve's tokens among which its peaks are (see `analysis.rhythm`)."""
+LAST_FULL = FullAttentionLayer(-1)
 PICTURE = (24, 96)
 """Rows and columns of an attention picture, at most; a longer one is averaged down."""
 
@@ -104,8 +108,10 @@ def _curves(rollouts: Rollouts, signals: Signals) -> tuple[dict[str, Tensor], di
     return {**curves, "waad": waad, "fai": fai.masked_fill(~has_fai, torch.nan)}, peaks
 
 
-def attention_pictures(policy: nn.Module, rollouts: Rollouts, layer: int = -1) -> list[dict[str, Any] | None]:
-    """What each completion's answer attends to (ATPO's figure 2).
+def attention_pictures(
+    policy: nn.Module, rollouts: Rollouts, layer: AnswerLayer = LAST_FULL
+) -> list[dict[str, Any] | None]:
+    """What each completion's answer attends to (ATPO's figure 2), by default in the last layer with full attention.
 
     A[t, s] of its answer rows t over its reasoning columns s, the mean over the heads of a layer.
 
@@ -115,32 +121,26 @@ def attention_pictures(policy: nn.Module, rollouts: Rollouts, layer: int = -1) -
         `layer`, `rows` and `columns` (the first token of each), `values`; None where there is no answer.
     """
     model = causal_lm(policy)
-    index = range(model.get_decoder().config.num_hidden_layers)[layer]
+    index = ModelLayers.of(model).index(layer)
     pictures: list[dict[str, Any] | None] = []
     with reading(policy):
         for i in range(len(rollouts)):
-            one = rollouts.rows(slice(i, i + 1))
+            one = trimmed(rollouts.rows(slice(i, i + 1)))
             start = int(one.answer_start) if one.answer_start is not None else -1
             pictures.append(None if start < 1 else {"layer": index, **_picture(model, one, index, start)})
     return pictures
 
 
 def _picture(model: Any, one: Rollouts, layer: int, start: int) -> dict[str, Any]:
-    decoder, length, prompt = model.get_decoder(), int(one.lengths), one.prompt_ids.shape[1]
+    length, prompt = int(one.lengths), one.prompt_ids.shape[1]
     blocks = [list(b) for b in _blocks(range(start, length), PICTURE[0])]
     columns = _blocks(range(start), PICTURE[1])
 
     def rows_of(attention: Attention) -> Tensor:
         return torch.stack([_mean_row(attention, block, prompt) for block in blocks])[:, prompt : prompt + start].cpu()
 
-    device = next(decoder.parameters()).device
     with probe_attention(model, {layer: {"rows": rows_of}}, stop=True) as probe:
-        decoder(
-            input_ids=one.input_ids.to(device),
-            attention_mask=one.attention_mask.long().to(device),
-            position_ids=one.position_ids.to(device),
-            use_cache=False,
-        )
+        final_states(model, pass_inputs(model, one))
     rows = probe.found[layer, "rows"]
     return {
         "rows": [block[0] for block in blocks],

@@ -9,7 +9,7 @@ def load_policy(name: str) -> tuple[Any, Any]:
     """A causal LM, in evaluation mode, and its tokenizer, with a pad token.
 
     Raises:
-        ValueError: one of them cannot be loaded.
+        ValueError: one of them cannot be loaded, or the model's checkpoint lacks some of its weights.
     """
     from transformers import AutoTokenizer
 
@@ -27,13 +27,12 @@ def load_model(name: str) -> Any:
     """A causal LM in evaluation mode, in its own precision, on a GPU where there is one.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or its checkpoint lacks some of its weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from None
+    from tokencredit.checkpoints import load_complete
+
+    model = load_complete(AutoModelForCausalLM, name, dtype="auto")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -15,7 +15,7 @@ from tokencredit.methods.base import check_number
 from tokencredit.notices import NO_ANSWER
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals.types import Needs, Signals
+from tokencredit.signals.types import FullAttentionLayer, Needs, Signals
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,15 @@ class ATPO:
     completion's reasoning; y = sigmoid(temperature * z), rescaled to 0..1; w = floor + (1 - floor) * y on reasoning
     tokens, 1 on answer tokens. A completion without an answer stays uniform.
 
+    The last layers are those with full attention. In a layer with a sliding window or chunks (as Gemma 3's last one),
+    tokens further off than the window would all get the floor, whatever they mean. A model whose layers all have
+    windows is read in its last ones as they are.
+
     The paper's code reads a frozen copy of the initial model, over the completion without its prompt; here it is the
     live policy, over prompt and completion.
+
+    Own diagnostic: `outside_window`, the share of the reasoning tokens that no answer token can attend to in any layer
+    that is read; 0 with full attention. It is absent where `signals` do not say (`Signals.answer_reach`).
     """
 
     layers: int = 1
@@ -45,16 +52,25 @@ class ATPO:
 
     @property
     def needs(self) -> Needs:
-        return Needs(answer_attention=frozenset(range(-self.layers, 0)))
+        return Needs(answer_attention=frozenset(FullAttentionLayer(i) for i in range(-self.layers, 0)))
 
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
         reasoning = rollouts.reasoning_mask
-        attention = torch.stack([signals.answer_attention[layer] for layer in sorted(self.needs.answer_attention)])
+        layers = sorted(self.needs.answer_attention)
+        attention = torch.stack([signals.answer_attention[layer] for layer in layers])
         salience = widened(attention).mean((0, 2))
         y = _rescaled_sigmoid(torch.log(salience + 1e-6), reasoning, self.temperature)
         weights = torch.where(reasoning, self.floor + (1 - self.floor) * y, 1.0)
-        return multiplicative(rollouts, advantages, weights)
+        reaches = [signals.answer_reach[layer] for layer in layers if layer in signals.answer_reach]
+        own = {"outside_window": _share_outside(reasoning, torch.stack(reaches).any(0))} if reaches else {}
+        return multiplicative(rollouts, advantages, weights, **own)
+
+
+def _share_outside(reasoning: Tensor, reach: Tensor) -> Tensor:
+    """(B,): the share of the reasoning tokens (B, T) that are not within reach (B, T); 0 where there are none."""
+    count = widened(reasoning.sum(1))
+    return divided(widened((reasoning & ~reach).sum(1)), by=count, otherwise=0.0).float()
 
 
 def _rescaled_sigmoid(x: Tensor, mask: Tensor, temperature: float) -> Tensor:

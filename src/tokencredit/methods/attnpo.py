@@ -39,7 +39,8 @@ class AttnPO:
         incorrect: also protect the essential steps of incorrect completions.
         baseline_length: |o| is the completion's ("response"), or the prompt counts too ("sequence", as in the
             released code).
-        model: the model that the heads are of, which the policy must be; a head file says so itself.
+        model: the signature of the model that the heads are of, which the policy must be, or be trained from
+            (`tokencredit.signals.model_signature`); a head file says so itself.
 
     Own diagnostics: `attenuated` and `protected`, shares of the completion's tokens; `single_step`, 1 where the
     reasoning has fewer than two steps.

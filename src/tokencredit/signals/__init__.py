@@ -2,13 +2,17 @@
 
 from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.collect import collect, reward_model_for
+from tokencredit.signals.identity import model_signature
+from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.observe import observe, unobservable
-from tokencredit.signals.policy import causal_lm, check_adapter, model_signature
+from tokencredit.signals.policy import causal_lm, check_adapter
 from tokencredit.signals.reward_model import RewardModel
-from tokencredit.signals.types import DistanceNeed, Needs, RewardNeed, Signals
+from tokencredit.signals.types import DistanceNeed, FullAttentionLayer, Needs, RewardNeed, Signals
 
 __all__ = [
     "DistanceNeed",
+    "FullAttentionLayer",
+    "ModelLayers",
     "Needs",
     "RewardModel",
     "RewardNeed",

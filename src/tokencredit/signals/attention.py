@@ -4,11 +4,15 @@ The model keeps its attention implementation (SDPA, eager, FlashAttention, flex 
 transformers' table of implementations holds a wrapper under the same name, which calls the original and computes the
 statistics that are asked for from the same queries and keys. The model's config is not touched: masks are chosen by the
 implementation's name, and FlashAttention looks its kernel up by it.
+
+The table is one for the whole process. Probes that are open at once, in several threads, share one wrapper, which finds
+the probe of its own thread in a context variable and does nothing where there is none; the last one takes it away.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +25,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokencredit.signals.attention_statistics import Attention, check_mask
+from tokencredit.signals.layers import text_config
+from tokencredit.signals.placement import refuse_split_heads
 from tokencredit.signals.row_sums import RowSums
 
 Statistic = Callable[[Attention], Any]
@@ -73,7 +79,7 @@ def probe_attention(
     Raises:
         ValueError: when the block ends, if the attention of a layer was not seen.
     """
-    implementation = model.get_decoder().config._attn_implementation
+    implementation = text_config(model)._attn_implementation
     probe = Probe(asked, stop and not _hooked(model), dict(tell) if implementation == "sdpa" else {})
     if not asked:
         yield probe
@@ -93,19 +99,52 @@ def probe_attention(
         )
 
 
+@dataclass
+class _Wrapper:
+    """What stands in transformers' table under a name, `function`, and for how many open probes.
+
+    `before`: the entry that it has replaced in the table's local part; None if there was none.
+    """
+
+    function: Callable[..., Any]
+    before: Callable[..., Any] | None
+    users: int = 0
+
+
+_WRAPPERS: dict[str, _Wrapper] = {}
+_TABLE_LOCK = threading.Lock()
+
+
 @contextmanager
 def _wrapped(name: str) -> Iterator[None]:
-    """The table of implementations holds the probing wrapper under `name`; nests."""
-    local = ALL_ATTENTION_FUNCTIONS._local_mapping
-    before = local.get(name)
-    ALL_ATTENTION_FUNCTIONS[name] = _probing(ALL_ATTENTION_FUNCTIONS.get(name))
+    """The table of implementations holds the probing wrapper under `name`; nests, in one thread or several."""
+    table = ALL_ATTENTION_FUNCTIONS
+    with _TABLE_LOCK:
+        wrapper = _WRAPPERS.get(name)
+        # Others may have registered a function of this name since: then theirs is what must be wrapped.
+        if wrapper is None or table._local_mapping.get(name) is not wrapper.function:
+            wrapper = _Wrapper(_probing(table.get(name)), table._local_mapping.get(name))
+            _WRAPPERS[name], table[name] = wrapper, wrapper.function
+        wrapper.users += 1
     try:
         yield
     finally:
-        if before is None:
-            del ALL_ATTENTION_FUNCTIONS[name]
-        else:
-            ALL_ATTENTION_FUNCTIONS[name] = before
+        with _TABLE_LOCK:
+            wrapper.users -= 1
+            if wrapper.users == 0:
+                _take_away(name, wrapper)
+
+
+def _take_away(name: str, wrapper: _Wrapper) -> None:
+    """The table holds what it held before `wrapper`, unless somebody has registered something else meanwhile."""
+    if _WRAPPERS.get(name) is wrapper:
+        del _WRAPPERS[name]
+    if ALL_ATTENTION_FUNCTIONS._local_mapping.get(name) is not wrapper.function:
+        return
+    if wrapper.before is None:
+        del ALL_ATTENTION_FUNCTIONS[name]
+    else:
+        ALL_ATTENTION_FUNCTIONS[name] = wrapper.before
 
 
 def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -126,6 +165,7 @@ def _probing(original: Callable[..., Any] | None) -> Callable[..., Any]:
         if probe is None or layer not in probe.asked:
             return base(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         _refuse_unreadable(module, query, key, attention_mask, kwargs)
+        refuse_split_heads(module, query.shape[1])
         call = probe.tell.get(layer, _plainly) if _tells_of_what_it_is_given(query, kwargs) else _plainly
         output, sums = call(base, module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         seen = Attention(

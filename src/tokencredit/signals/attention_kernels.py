@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tokencredit.signals import attention_statistics
@@ -17,11 +18,13 @@ class Kernels:
 
     Attributes:
         fused: the model's own attention call may be widened for what it can tell.
+        check: raises a ValueError where they cannot run on a device.
     """
 
     answer_row_mean: Callable[..., Tensor] = attention_statistics.answer_row_mean
     head_distances: Callable[..., HeadDistances] = attention_statistics.head_distances
     fused: bool = False
+    check: Callable[[torch.device], None] = lambda device: None
 
 
 KERNELS = ("torch", "fused", "triton")
@@ -37,7 +40,7 @@ def kernels_named(name: str) -> Kernels:
     if name not in KERNELS:
         raise ValueError(f"kernels must be one of {', '.join(KERNELS)}; got {name!r}")
     if name == "triton":
-        from tokencredit.signals.attention_triton import answer_row_mean, head_distances
+        from tokencredit.signals.attention_triton import answer_row_mean, check_device, head_distances
 
-        return Kernels(answer_row_mean, head_distances)
+        return Kernels(answer_row_mean, head_distances, check=check_device)
     return Kernels(fused=name == "fused")

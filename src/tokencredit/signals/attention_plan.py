@@ -13,28 +13,30 @@ from torch import Tensor
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import Probe, Statistic, Tell
 from tokencredit.signals.attention_kernels import kernels_named
+from tokencredit.signals.attention_reach import seen_by_any
 from tokencredit.signals.attention_statistics import Attention, HeadDistances
+from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.row_sums import with_log_sum_exp, with_look_back
 from tokencredit.signals.types import DistanceNeed, Needs
 
-_ANSWER = "answer"
+_ANSWER, _REACH = "answer", "reach"
 _Placed = list[tuple[int, int]]
 """Heads of a layer, each with its place among all that were asked for."""
 
 
 class AttentionPlan:
-    """What `probe_attention` is asked for a model of `layers` layers, and what is made of its findings.
+    """What `probe_attention` is asked for a model with some layers, and what is made of its findings.
 
     Attributes:
         asked: layer -> name -> statistic. tell: layer -> how its own attention is called, so that it tells more.
 
     Raises:
-        ValueError: a layer that the model does not have, or kernels that do not exist.
+        ValueError: a layer that the model does not have or that has no attention, or kernels that do not exist.
     """
 
-    def __init__(self, rollouts: Rollouts, needs: Needs, layers: int, kernels: str = "torch") -> None:
+    def __init__(self, rollouts: Rollouts, needs: Needs, layers: ModelLayers, kernels: str = "torch") -> None:
         self._rollouts, self._kernels = rollouts, kernels_named(kernels)
-        self._answer = {layer: _index(layer, layers) for layer in needs.answer_attention}
+        self._answer = {layer: layers.index(layer) for layer in needs.answer_attention}
         self._answer_heads = tuple(sorted(needs.answer_heads))
         self._placed = _by_layer(self._answer_heads, layers)
         self._distances = {need: _layers_of(need, layers) for need in needs.distances}
@@ -45,6 +47,7 @@ class AttentionPlan:
     def _ask(self) -> None:
         for index in self._answer.values():
             self.asked[index][_ANSWER] = partial(self._answer_rows, None)
+            self.asked[index][_REACH] = self._answer_reach
         for index, placed in self._placed.items():
             self.asked[index].setdefault(_ANSWER, partial(self._answer_rows, placed))
         for need, by_layer in self._distances.items():
@@ -69,6 +72,9 @@ class AttentionPlan:
             "answer_attention": {
                 layer: probe.found[index, _ANSWER][..., prompt:].to(device) for layer, index in self._answer.items()
             },
+            "answer_reach": {
+                layer: probe.found[index, _REACH][:, prompt:].to(device) for layer, index in self._answer.items()
+            },
             "answer_heads": of_heads,
             "distances": {need: self._found(need, probe).to(device) for need in self._distances},
         }
@@ -80,8 +86,15 @@ class AttentionPlan:
         return found.of_heads([places.index(i) for i in range(len(places))]) if places else found
 
     def _answer_rows(self, placed: _Placed | None, attention: Attention) -> Tensor:
+        return self._kernels.answer_row_mean(self._of(placed, attention), self._rows_of_answers(attention))
+
+    def _answer_reach(self, attention: Attention) -> Tensor:
+        return seen_by_any(attention, self._rows_of_answers(attention))
+
+    def _rows_of_answers(self, attention: Attention) -> Tensor:
+        """(B, N) bool, where the attention is."""
         rows = torch.cat([torch.zeros_like(self._rollouts.prompt_mask), self._rollouts.answer_mask], 1)
-        return self._kernels.answer_row_mean(self._of(placed, attention), rows.to(attention.query.device))
+        return rows.to(attention.query.device)
 
     def _head_distances(self, need: DistanceNeed, placed: _Placed | None, attention: Attention) -> HeadDistances:
         mask = self._rollouts.completion_mask.to(attention.query.device)
@@ -94,24 +107,18 @@ class AttentionPlan:
         return attention.of_heads([_head(head, attention.query.shape[1]) for head, _ in placed])
 
 
-def _layers_of(need: DistanceNeed, layers: int) -> list[tuple[int, _Placed | None]]:
+def _layers_of(need: DistanceNeed, layers: ModelLayers) -> list[tuple[int, _Placed | None]]:
     """The layers that are read, and of each the heads; None for all."""
     if need.heads is None:
-        return [(_index(layer, layers), None) for layer in need.sample(layers)]
+        return [(layer, None) for layer in layers.sample(need)]
     return list(_by_layer(need.heads, layers).items())
 
 
-def _by_layer(heads: Sequence[tuple[int, int]], layers: int) -> dict[int, _Placed]:
+def _by_layer(heads: Sequence[tuple[int, int]], layers: ModelLayers) -> dict[int, _Placed]:
     by_layer: dict[int, _Placed] = defaultdict(list)
     for place, (layer, head) in enumerate(heads):
-        by_layer[_index(layer, layers)].append((head, place))
+        by_layer[layers.index(layer)].append((head, place))
     return dict(sorted(by_layer.items()))
-
-
-def _index(layer: int, layers: int) -> int:
-    if not -layers <= layer < layers:
-        raise ValueError(f"layer {layer} asked for, but the policy has {layers}: use {-layers} to {layers - 1}")
-    return layer % layers
 
 
 def _head(head: int, heads: int) -> int:

@@ -276,7 +276,10 @@ def _interpreted() -> bool:
 def _refuse_unsupported(attention: Attention) -> None:
     if attention.dtype == torch.float64 or attention.key.dtype == torch.float64:
         raise ValueError('the Triton kernels do not compute in float64: use the kernels "torch"')
-    if not attention.query.is_cuda and not _interpreted():
-        raise ValueError(
-            f'the Triton kernels need a GPU, and the model is on {attention.query.device}: use the kernels "torch"'
-        )
+    check_device(attention.query.device)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise a ValueError where the kernels cannot run: they need a GPU, or Triton's interpreter."""
+    if device.type != "cuda" and not _interpreted():
+        raise ValueError(f'the Triton kernels need a GPU, and the model is on {device}: use the kernels "torch"')

@@ -12,9 +12,13 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_plan import AttentionPlan
-from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
+from tokencredit.signals.final_states import final_states, pass_inputs, predicting, state_distance
+from tokencredit.signals.identity import check_models
+from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.logits import check_head, logprob_and_entropy
-from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, check_models, reading
+from tokencredit.signals.micro_batches import joined, left_padding_matters, micro_batches, trimmed
+from tokencredit.signals.placement import input_device, refuse_fsdp, refuse_tensor_parallel
+from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, reading
 from tokencredit.signals.reward_attribution import attribute_reward
 from tokencredit.signals.reward_model import RewardModel
 from tokencredit.signals.types import Needs, Signals
@@ -42,14 +46,16 @@ def collect(
             embeddings to rewards, or a `RewardModel`.
         reference_model: what `reference_logprob` is read from; by default the policy with its adapter off.
         batch_size: how many completions one forward pass takes; all by default. It does not change the signals.
+            Completions of similar length share a pass, which is as wide as its longest prompt and completion.
         kernels: what computes attention statistics: `torch`; `fused`, faster under SDPA on a CPU, signals equal up to
             rounding; `triton`, on a GPU.
 
     Raises:
         ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
-            cannot be read), `answer_start` is missing where it is needed, or there are no such kernels.
+            cannot be read, weights or heads spread over processes), `answer_start` is missing where it is needed, or
+            there are no such kernels.
     """
-    kernels_named(kernels)
+    chosen = kernels_named(kernels)
     if not needs:
         return Signals()
     if needs.answer_attention or needs.answer_heads:
@@ -60,15 +66,29 @@ def collect(
     size = max(1, len(rollouts)) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    starts = range(0, max(1, len(rollouts)), size)
+    given = {"the policy": policy, "the reference model": reference_model, "the reward model": scorer and scorer.module}
+    models = {name: model for name, model in given.items() if isinstance(model, nn.Module)}
+    for name, model in models.items():
+        refuse_fsdp(model, name)
+    if needs.attention:
+        refuse_tensor_parallel(causal_lm(policy))
+        chosen.check(input_device(causal_lm(policy), rollouts.completion_ids.device))
+    passes = [model for model in (policy, reference_model) if model is not None and needs.policy]
+    padding_matters = any(left_padding_matters(causal_lm(model), rollouts.input_ids.shape[1]) for model in passes)
+    batches = micro_batches(rollouts, size, equal_prompts=padding_matters)
     with ExitStack() as stack:
-        for model in (policy, reference_model, scorer and scorer.module):
-            if isinstance(model, nn.Module):
-                stack.enter_context(reading(model))
+        for model in models.values():
+            stack.enter_context(reading(model))
         parts = [
-            _collect(policy, rollouts.rows(slice(i, i + size)), needs, reference_model, scorer, kernels) for i in starts
+            _collect(policy, trimmed(_rows(rollouts, rows)), needs, reference_model, scorer, kernels)
+            for rows in batches
         ]
-    return Signals.concatenate(parts)
+    return joined(parts, batches, rollouts.completion_ids.shape[1])
+
+
+def _rows(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    whole = torch.equal(rows, torch.arange(len(rollouts)))
+    return rollouts if whole else rollouts.rows(rows.to(rollouts.completion_ids.device))
 
 
 def _collect(
@@ -92,7 +112,7 @@ def _read_policy(
 ) -> dict[str, Any]:
     """The fields of `Signals` that come from the policy and its reference."""
     model = causal_lm(policy)
-    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers, kernels)
+    plan = AttentionPlan(rollouts, needs, ModelLayers.of(model), kernels)
     found: dict[str, Any] = {}
     hidden = torch.empty(0)
     stop = not (needs.logits or needs.adapter_residual)
@@ -132,20 +152,10 @@ def reward_model_for(needs: Needs, given: Any) -> RewardModel | None:
 def _hidden_states(model: Any, rollouts: Rollouts, *, check_logits: bool) -> Tensor:
     """(B, N, D): the states that enter the LM head, after the final norm.
 
-    With `check_logits` the model also makes the logits of the last position, against which our reading of its head is
-    checked: what a model does to its logits is its own business, and must not go wrong silently.
+    With `check_logits` our reading of the head is checked against the logits that the model makes of the last position:
+    what a model does to its logits is its own business, and must not go wrong silently.
     """
-    decoder = model.get_decoder()
-    device = next(decoder.parameters()).device
-    batch = {
-        "input_ids": rollouts.input_ids.to(device),
-        "attention_mask": rollouts.attention_mask.long().to(device),
-        "position_ids": rollouts.position_ids.to(device),
-        "use_cache": False,
-    }
-    if not check_logits:
-        return decoder(**batch).last_hidden_state
-    with watch_final_states(model) as states:
-        logits = model(**batch, logits_to_keep=1).logits
-    check_head(model, states[0][:, -1:], logits)
-    return states[0]
+    states, logits = final_states(model, pass_inputs(model, rollouts))
+    if check_logits:
+        check_head(model, states[:, -1:], logits)
+    return states

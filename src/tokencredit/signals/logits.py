@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from tokencredit.rollouts import Rollouts
+from tokencredit.signals.final_states import predicting
+from tokencredit.signals.layers import text_config
 
 _MAX_LOGITS = 1 << 24
 """Logits held at once, in elements: bounds memory whatever the batch and the vocabulary."""
@@ -24,10 +26,10 @@ def logprob_and_entropy(model: Any, hidden: Tensor, rollouts: Rollouts) -> tuple
         (B, T) and (B, T) float32, 0 on padding.
     """
     mask = rollouts.completion_mask
-    predicts = slice(rollouts.prompt_ids.shape[1] - 1, -1)
-    states = hidden[:, predicts][mask.to(hidden.device)]
+    states = predicting(hidden, rollouts)[mask.to(hidden.device)]
     targets = rollouts.completion_ids[mask].to(hidden.device)
-    chunk = max(1, _MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
+    # Not the head's weight: that of a quantised one is packed, and its shape says nothing.
+    chunk = max(1, _MAX_LOGITS // text_config(model).vocab_size)
     logprobs, entropies = [], []
     for h, target in zip(states.split(chunk), targets.split(chunk), strict=True):
         logprob, entropy = _of_logits(lm_head_logits(model, h), target)
@@ -59,7 +61,7 @@ def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def lm_head_logits(model: Any, hidden: Tensor) -> Tensor:
     """(..., D) -> (..., V): the model's logits, with the scale or cap that its config asks for."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     logits = model.get_output_embeddings()(hidden)
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale

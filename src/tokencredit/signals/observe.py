@@ -10,9 +10,14 @@ from torch import Tensor, nn
 
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import Statistic, probe_attention
+from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_plan import AttentionPlan
 from tokencredit.signals.attention_statistics import Attention
-from tokencredit.signals.policy import causal_lm, check_models
+from tokencredit.signals.identity import check_models
+from tokencredit.signals.layers import ModelLayers
+from tokencredit.signals.micro_batches import refuse_left_padding
+from tokencredit.signals.placement import input_device, refuse_tensor_parallel
+from tokencredit.signals.policy import causal_lm
 from tokencredit.signals.types import Needs, Signals
 
 ReadSignals = Callable[..., Signals]
@@ -24,7 +29,7 @@ def observe(
     rollouts: Rollouts,
     needs: Needs,
     *,
-    on_grid: Callable[[Attention], Attention] = lambda attention: attention,
+    on_grid: Callable[[Attention], Attention] | None = None,
     kernels: str = "torch",
 ) -> Iterator[ReadSignals]:
     """While open, one forward pass over prompt and completion of `rollouts` is watched; it computes what it would.
@@ -36,17 +41,24 @@ def observe(
     The model is watched as it is: with dropout, signals are those of the units that are left.
 
     Args:
-        on_grid: brings attention onto the grid of `rollouts`, for a pass that has its tokens elsewhere.
+        on_grid: brings attention onto the grid of `rollouts`, for a pass that has its tokens elsewhere, and no padding
+            on the left.
         kernels: as in `collect`; with `fused`, a pass without gradients computes what it would up to rounding.
 
     Raises:
-        ValueError: `needs` names what no pass of the policy shows (`unobservable`), or attention cannot be read.
+        ValueError: `needs` names what no pass of the policy shows (`unobservable`), or attention cannot be read: heads
+            are spread over processes, or states depend on padding.
     """
     if missing := unobservable(needs):
         raise ValueError(f"{missing} cannot be read from a forward pass of the policy: use collect")
     check_models(policy, needs)
     model = causal_lm(policy)
-    plan = AttentionPlan(rollouts, needs, model.get_decoder().config.num_hidden_layers, kernels)
+    if needs.attention:
+        refuse_tensor_parallel(model)
+        kernels_named(kernels).check(input_device(model, rollouts.completion_ids.device))
+        if on_grid is None:
+            refuse_left_padding(model, rollouts)
+    plan = AttentionPlan(rollouts, needs, ModelLayers.of(model), kernels)
     asked: dict[int, dict[Hashable, Statistic]] = {
         layer: {name: _after(on_grid, statistic) for name, statistic in named.items()}
         for layer, named in plan.asked.items()
@@ -63,7 +75,9 @@ def observe(
         yield read
 
 
-def _after(on_grid: Callable[[Attention], Attention], statistic: Statistic) -> Statistic:
+def _after(on_grid: Callable[[Attention], Attention] | None, statistic: Statistic) -> Statistic:
+    if on_grid is None:
+        return statistic
     return lambda attention: statistic(on_grid(attention))
 
 

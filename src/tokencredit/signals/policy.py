@@ -99,20 +99,3 @@ def frozen(model: nn.Module | None) -> Iterator[None]:
     finally:
         for p in trainable:
             p.requires_grad_(True)
-
-
-def model_signature(policy: nn.Module) -> str:
-    """What must agree for the heads of one model to be those of another, in words; weights may differ."""
-    config = causal_lm(policy).config.get_text_config()
-    return (
-        f"{config.model_type} of {config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
-        f"width {config.hidden_size}"
-    )
-
-
-def check_models(policy: nn.Module, needs: Needs) -> None:
-    """Raise a ValueError where `needs` was made for another model."""
-    signature = model_signature(policy) if needs.models else ""
-    for model in sorted(needs.models):
-        if model != signature:
-            raise ValueError(f"these heads are those of {model}, but the policy is {signature}: find its own heads")

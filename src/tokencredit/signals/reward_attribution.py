@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokencredit.padding import padded_left
 from tokencredit.precision import widened
 from tokencredit.rollouts import Rollouts
+from tokencredit.signals.placement import device_of, embedding_count
 from tokencredit.signals.policy import frozen
 from tokencredit.signals.reward_layout import Layout, lay_out
 from tokencredit.signals.reward_model import RewardModel, null_embedding
@@ -156,15 +157,15 @@ def _targets(rewards: Tensor, need: RewardNeed) -> Tensor:
 
 def _embed(embed: nn.Module, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Embeddings (R, n, D) of rows of tokens, padded on the left, and (R, n) bool, the tokens."""
-    weight = next(embed.parameters())
-    largest = max(max(ids) for ids in rows)
-    if largest >= weight.shape[0]:
+    count, largest = embedding_count(embed), max(max(ids) for ids in rows)
+    if largest >= count:
         raise ValueError(
-            f"token {largest} is not in the reward model's vocabulary of {weight.shape[0]}: where it has another "
+            f"token {largest} is not in the reward model's vocabulary of {count}: where it has another "
             "tokenizer than the policy, pass tc.RewardModel(model, tokenizer=..., policy_tokenizer=...)"
         )
-    ids, mask = padded_left(rows, 0, weight.device)
-    return embed(ids), mask
+    ids, mask = padded_left(rows, 0, device_of(embed, torch.device("cpu")))
+    embeddings = embed(ids)
+    return embeddings, mask.to(embeddings.device)
 
 
 def _ends(layouts: list[Layout], n: int) -> Tensor:

@@ -17,6 +17,9 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
+from tokencredit.checkpoints import load_complete
+from tokencredit.signals.placement import device_of, embedding_count
+
 
 @dataclass(frozen=True, eq=False)
 class RewardModel:
@@ -74,7 +77,8 @@ class RewardModel:
             policy_tokenizer: the policy's. Text is tokenized anew only where the vocabularies differ.
 
         Raises:
-            ValueError: there is no such model, or as for `RewardModel`.
+            ValueError: there is no such model, its checkpoint lacks weights (such as those of the head that makes the
+                reward), or as for `RewardModel`.
         """
         try:
             architectures = AutoConfig.from_pretrained(name).architectures or []
@@ -85,7 +89,7 @@ class RewardModel:
         own = AutoTokenizer.from_pretrained(name)
         same = own.get_vocab() == policy_tokenizer.get_vocab()
         return cls(
-            kind.from_pretrained(name),
+            load_complete(kind, name),
             tokenizer=own,
             policy_tokenizer=None if same else policy_tokenizer,
             separator=separator,
@@ -188,8 +192,7 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
         ValueError: the model has no such token.
     """
     embed = reward_model.embed(policy)
-    device = next(embed.parameters()).device
-    count = next(embed.parameters()).shape[0]
+    device, count = device_of(embed, torch.device("cpu")), embedding_count(embed)
     if kind in ("pad", "eos"):
         token = reward_model.special_token(kind, policy)
         if token is None:
@@ -202,5 +205,6 @@ def null_embedding(reward_model: RewardModel, kind: str, policy: Any) -> Tensor:
         return embed(torch.tensor(token, device=device))
     if kind == "zero":
         return torch.zeros_like(embed(torch.tensor(0, device=device)))
+    kind = embed(torch.tensor(0, device=device)).dtype
     parts = torch.arange(count, device=device).split(4096)
-    return (sum(embed(part).double().sum(0) for part in parts) / count).to(next(embed.parameters()).dtype)
+    return (sum(embed(part).double().sum(0) for part in parts) / count).to(kind)

@@ -12,12 +12,28 @@ from torch import Tensor
 from tokencredit.signals.attention_statistics import HeadDistances
 
 
+@dataclass(frozen=True, order=True)
+class FullAttentionLayer:
+    """A layer that is named by its place among the layers with full attention, whose rows see all earlier tokens.
+
+    `FullAttentionLayer(-1)` is the last of them, which need not be the model's last layer: in Gemma 3 that one sees a
+    sliding window. In a model without any such layer (Mistral: a window everywhere) the place is among all layers that
+    have attention.
+    """
+
+    index: int
+
+
+AnswerLayer = int | FullAttentionLayer
+
+
 @dataclass(frozen=True)
 class DistanceNeed:
     """Look-back distance, WAAD and FAI of every head of some layers.
 
     Attributes:
         layers: five evenly spaced layers of the `bottom`, `middle` or `top` third, `all`, or the layers themselves.
+            Thirds and negative numbers count the layers that have attention; other numbers are the model's own.
         window: W of WAAD. horizon: (low, high) of FAI.
         heads: (layer, head) pairs: only they are read, and not their look-back distance; `layers` are then theirs.
     """
@@ -42,7 +58,7 @@ class DistanceNeed:
             raise ValueError(f"layers must be whole numbers, at least one; got {self.layers!r}")
 
     def sample(self, count: int) -> list[int]:
-        """The layers, of `count`: for `middle` round(linspace(L//3, 2*L//3, 5)), duplicates dropped."""
+        """Of `count` layers that have attention, which: for `middle` round(linspace(L//3, 2*L//3, 5)), each once."""
         if not isinstance(self.layers, str):
             return list(self.layers)
         if self.layers == "all":
@@ -100,7 +116,8 @@ class Needs:
     """What a method reads. `a | b` is what two methods need together, collected in one go.
 
     Attributes:
-        answer_attention: the layers whose answer rows are read; negative numbers count from the last layer.
+        answer_attention: the layers whose answer rows are read, by the model's own numbers; negative numbers count from
+            the last layer that has attention, and a `FullAttentionLayer` from the last one with full attention.
         answer_heads: (layer, head) pairs whose answer rows are read.
         distances: how far heads look back, and how much they are looked back at.
         logits: log-prob and entropy of each completion token.
@@ -113,7 +130,7 @@ class Needs:
         models: signatures of the models that the layers and heads are of (`model_signature`); the policy must be one.
     """
 
-    answer_attention: frozenset[int] = frozenset()
+    answer_attention: frozenset[AnswerLayer] = frozenset()
     answer_heads: frozenset[tuple[int, int]] = frozenset()
     distances: frozenset[DistanceNeed] = frozenset()
     logits: bool = False
@@ -152,6 +169,11 @@ class Needs:
         return replace(self, reward=frozenset(), group=False) != Needs()
 
     @property
+    def attention(self) -> bool:
+        """The attention of the policy is read."""
+        return bool(self.answer_attention or self.answer_heads or self.distances)
+
+    @property
     def adapter(self) -> bool:
         """A PEFT policy gives these signals by switching its adapter off."""
         return self.adapter_residual or self.reference_logprob
@@ -166,6 +188,8 @@ class Signals:
     Attributes:
         answer_attention: layer, as it was asked for -> (B, H, T) float32: the mean over the completion's answer rows of
             the attention that a head pays to each completion token; 0 where there is no answer.
+        answer_reach: layer, as it was asked for in `answer_attention` -> (B, T) bool: the completion tokens that at
+            least one answer row can see in that layer; those behind its sliding window or chunk are not among them.
         answer_heads: (layer, head), as it was asked for -> (B, T) float32, likewise, of one head.
         distances: need -> `HeadDistances` of its `heads`, or of all heads of its layers, in (layer, head) order.
         logprob: (B, T) float32, log pi(y_t).
@@ -178,7 +202,8 @@ class Signals:
         ValueError: a signal is NaN or infinite.
     """
 
-    answer_attention: dict[int, Tensor] = field(default_factory=dict)
+    answer_attention: dict[AnswerLayer, Tensor] = field(default_factory=dict)
+    answer_reach: dict[AnswerLayer, Tensor] = field(default_factory=dict)
     answer_heads: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     distances: dict[DistanceNeed, HeadDistances] = field(default_factory=dict)
     logprob: Tensor | None = None
@@ -231,6 +256,7 @@ class Signals:
         first = parts[0]
         return Signals(
             answer_attention={k: torch.cat([p.answer_attention[k] for p in parts]) for k in first.answer_attention},
+            answer_reach={k: torch.cat([p.answer_reach[k] for p in parts]) for k in first.answer_reach},
             answer_heads={k: torch.cat([p.answer_heads[k] for p in parts]) for k in first.answer_heads},
             distances={k: HeadDistances.join([p.distances[k] for p in parts], dim=0) for k in first.distances},
             reward={k: RewardAttribution.join([p.reward[k] for p in parts]) for k in first.reward},
@@ -238,5 +264,5 @@ class Signals:
         )
 
 
-_MAPPINGS = ("answer_attention", "answer_heads", "distances", "reward")
+_MAPPINGS = ("answer_attention", "answer_reach", "answer_heads", "distances", "reward")
 _PLAIN = ("logprob", "entropy", "reference_logprob", "adapter_residual")

@@ -15,6 +15,7 @@ from verl.utils import tensordict_utils as tu
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, Signals, causal_lm, observe
 from tokencredit.signals.final_states import predicting, state_distance, watch_final_states
+from tokencredit.signals.layers import refuse_packed
 from tokencredit.signals.logits import logprob_and_entropy_of
 from tokencredit.signals.observe import ReadSignals
 from tokencredit.steps import mark_spans
@@ -39,6 +40,8 @@ def watch_pass(
     if not asked.reference:
         rollouts = mark_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
     packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
+    if packed:
+        refuse_packed(causal_lm(policy))
     layout = Layout.packed(rollouts) if packed else Layout.padded(rollouts)
     temperature = torch.as_tensor(tu.get_non_tensor_data(micro_batch, "temperature", default=1.0))
     with ExitStack() as stack:
