@@ -121,7 +121,7 @@ def test_the_figures_are_those_of_the_completions(policy, batch_size):
     assert list(report.pass_at_k) == [1, 2, 4]
     for k, estimate in report.pass_at_k.items():
         assert estimate.value == pytest.approx(sum(pass_at_k(5, int(c), k) for c in right) / 5)
-        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.low is None or 0 <= estimate.low <= estimate.value <= estimate.high <= 1
     assert report.pass_at_k[1].value == pytest.approx(report.reward.value)
     assert report.tokens == pytest.approx(sum(s.tokens for s in came) / 25)
     assert report.truncated == pytest.approx(sum(s.truncated for s in came) / 25)
@@ -142,9 +142,59 @@ def test_a_reward_of_fractions_has_a_mean_and_no_pass_at_k(policy):
     report, came = sampled(policy, reward=lambda completion_ids, **_: [1 / len(ids) for ids in completion_ids])
     assert report.pass_at_k == {}
     assert report.reward.value == pytest.approx(sum(1 / s.tokens for s in came) / 5)
-    assert report.reward.low < report.reward.value < report.reward.high
-    alone = sampled(policy, PROBLEMS.select([0]), reward=lambda completions, **_: [0.5])[0]
-    assert (alone.reward.low, alone.reward.high) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "bounded"),
+    [
+        ([0.5], False),
+        ([0.5, 0.5], False),
+        ([0.25, 0.75], False),
+        ([0.1] * 12, False),
+        ([0.25, 0.75] * 3 + [0.5], False),
+        ([0.25, 0.75] * 4, True),
+        ([1.0, 1.0], True),
+        ([0.0], True),
+    ],
+)
+def test_no_interval_is_given_that_the_problems_do_not_support(policy, rewards, bounded):
+    """Fractions need eight problems that differ; 0 and 1 have Wilson's interval, which is wide for a few."""
+    problems = Dataset.from_dict({"prompt": [TEXTS[0]] * len(rewards), "worth": rewards})
+    found = sampled(policy, problems, reward=lambda completions, worth, **_: worth)[0].reward
+    assert found.value == pytest.approx(sum(rewards) / len(rewards))
+    assert (found.low is not None) == (found.high is not None) == bounded
+    assert not bounded or found.high - found.low > 0.05
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("11111", r"returned '11111' \(str\)"),
+        (1.0, r"returned 1.0 \(float\)"),
+        (torch.tensor(1.0), r"returned tensor\(1.\) \(Tensor\)"),
+        (None, r"returned None \(NoneType\)"),
+        ({"a": 1.0}, r"\(dict\)"),
+        ([[1.0]] * 5, r"gave \[1.0\] for completion 0"),
+        ([1.0, "1", 1.0, 1.0, 1.0], "gave '1' for completion 1"),
+        ([1.0, math.nan, 1.0, 1.0, 1.0], "gave nan for completion 1"),
+        ([1.0, 10**400, 1.0, 1.0, 1.0], "gave inf for completion 1"),
+        ([1.0, 1j, 1.0, 1.0, 1.0], "gave 1j for completion 1"),
+        (torch.ones(5, 1), "for completion 0"),
+    ],
+)
+def test_what_a_reward_must_return(policy, returned, said):
+    def my_own(**_):
+        return returned
+
+    with pytest.raises(ValueError, match=f"the reward function my_own .*{said}"):
+        sampled(policy, reward=my_own)
+
+
+@pytest.mark.parametrize("returned", [torch.tensor([1, 0, 1, 0, 1]), (True, False, 1, 0.0, torch.tensor(1.0))])
+def test_tensors_tuples_and_truth_values_are_numbers_too(policy, returned):
+    report, came = sampled(policy, reward=lambda **_: returned)
+    assert [s.reward for s in came] == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert report.reward.value == pytest.approx(0.6)
 
 
 def test_a_reward_is_called_as_trl_calls_it(policy):
@@ -198,7 +248,7 @@ def test_a_chat_template_that_does_not_fit_is_an_error(template, message):
         ({"reward": lambda completions, **_: [1.0]}, "gave 1 values for 5"),
         ({"reward": lambda completions, **_: [None] * 5}, "problem 0 is None"),
         ({"problems": Dataset.from_dict({"prompt": []})}, "got 0"),
-        ({"problems": Dataset.from_dict({"prompt": [""]})}, "has no token"),
+        ({"problems": Dataset.from_dict({"prompt": ["Q:a=1?a", ""]})}, "row 1: the prompt '' has no token"),
     ],
 )
 def test_what_does_not_fit_is_an_error(policy, settings, message):

@@ -174,6 +174,13 @@ def test_a_head_file_serves_what_its_model_was_made_into(tmp_path, descendant):
     assert torch.isfinite(tc.assign(descendant(), ROLLOUTS, m).advantages).all()
 
 
+@pytest.mark.parametrize("width", [32, 48, 96, 128])
+def test_no_entry_is_compared_twice(width):
+    """Bits of the same entries would be no evidence, however many there are: the four entries of a token differ."""
+    digits = tc.signals.model_signature(tiny_policy(hidden_size=width)).split()[-1]
+    assert len({digits[i : i + 16] for i in range(0, 64, 16)}) == 4
+
+
 def test_tokens_that_are_added_change_no_fingerprint():
     policy = tiny_policy()
     signature = tc.signals.model_signature(policy)

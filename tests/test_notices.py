@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tokencredit as tc
-from tokencredit.notices import inactive
+from tokencredit.notices import inactive, unranked
 
 
 def test_assign_says_which_completions_stay_uniform_and_why(policy, rollouts):
@@ -26,3 +26,23 @@ def test_assign_says_which_completions_stay_uniform_and_why(policy, rollouts):
 
 def test_a_method_without_explanations_says_nothing():
     assert inactive(object(), {"no_answer": torch.ones(3)}) == []
+
+
+def test_a_method_that_explains_what_it_does_not_give_is_named():
+    with pytest.raises(ValueError, match=r"atpo explains the diagnostic no_answer .* it gives gini"):
+        inactive(tc.method("atpo"), {"gini": torch.ones(3)})
+
+
+def test_heads_are_ranked_on_completions_with_a_pair_of_labelled_steps(rollouts):
+    """Completions 0 and 1 have an answer, and two steps of three tokens before it."""
+    every = torch.ones(4, 3, dtype=torch.bool)
+    pair = torch.tensor([[True, False, False]] * 4)
+    two = rollouts.rows(slice(0, 2))
+    assert unranked(two, pair[:2], every[:2]) == []
+    assert unranked(rollouts, pair, every) == ["heads are ranked on 2 of 4 completions: 2 have no answer span"]
+    lacking = "1 do not have both an essential and a redundant step with a label"
+    known = every.clone()
+    known[1, 0] = False
+    for essential, mask in ((pair | torch.tensor([[False], [True]] * 2), every), (pair, known)):
+        assert unranked(two, essential[:2], mask[:2]) == [f"heads are ranked on 1 of 2 completions: {lacking}"]
+    assert unranked(rollouts, pair, known)[0].endswith(f": 2 have no answer span and {lacking}")

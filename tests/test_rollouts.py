@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 import torch
-from conftest import make_rollouts
+from conftest import make_rollouts, tiny_policy
 
 import tokencredit as tc
 
@@ -66,8 +67,51 @@ def test_a_completion_of_no_tokens_is_allowed():
         ({"answer_start": torch.tensor([-2, 3])}, "completion 0: answer_start must be -1"),
         ({"step_index": torch.full((2, 4), -2)}, "step_index must be -1"),
         ({"step_index": torch.zeros(2, 3)}, "step_index must have shape"),
+        ({"correct": torch.tensor([1, -1])}, "completion 1: correct must be true or false .* got -1"),
+        ({"correct": torch.tensor([0.3, 1])}, "completion 0: correct must be true or false .* got 0.3"),
+        ({"correct": torch.tensor([1, float("nan")])}, "completion 1: correct must be true or false .* got nan"),
+        ({"completion_mask": torch.full((2, 4), 2)}, "completion 0: completion_mask must be true or false .* got 2"),
+        ({"prompt_mask": torch.full((2, 3), 0.5)}, "completion 0: prompt_mask must be true or false .* got 0.5"),
+        ({"group": torch.tensor([0, 0.5])}, "completion 1: group must be a whole number; got 0.5"),
+        ({"group": torch.tensor([0, 1e30])}, r"completion 1: group must be a whole number; got 1e\+30"),
+        ({"answer_start": torch.tensor([1.5, -1])}, "completion 0: answer_start must be a whole number; got 1.5"),
+        (
+            {"answer_start": torch.tensor([1, float("nan")])},
+            "completion 1: answer_start must be a whole number; got nan",
+        ),
+        ({"step_index": torch.full((2, 4), 0.9)}, "completion 0: step_index must be a whole number; got 0.9"),
+        ({"completion_ids": torch.full((2, 4), 1.2)}, "completion 0: completion_ids must be a whole number; got 1.2"),
+        ({"prompt_ids": torch.full((2, 3), float("inf"))}, "completion 0: prompt_ids must be a whole number; got inf"),
+        (
+            {"prompt_ids": torch.tensor([[1, 1, 1], [-100, 1, 1]])},
+            "completion 1: prompt_ids must be token ids.* got -100",
+        ),
+        ({"completion_ids": torch.full((2, 4), -1)}, "completion 0: completion_ids must be token ids.* got -1"),
+        ({"rewards": torch.ones(2, dtype=torch.complex64)}, "rewards must be real numbers; got torch.complex64"),
+        ({"rewards": [1.0, 0.0]}, r"rewards must be a torch tensor; got list: convert it with torch.as_tensor\("),
+        ({"completion_ids": np.ones((2, 4))}, "completion_ids must be a torch tensor; got ndarray"),
+        ({"prompt_mask": None}, "prompt_mask must be a torch tensor; got NoneType"),
     ],
 )
 def test_bad_input_is_refused_with_its_reason(changed, message):
     with pytest.raises(ValueError, match=message):
         tc.Rollouts(**parts(**changed))
+
+
+def test_numbers_of_other_types_that_are_exactly_right_are_taken():
+    whole = {"group": [0, 7], "answer_start": [-1, 3], "step_index": [[-1] * 4, [0, 0, 1, -1]]}
+    plain = parts(correct=torch.tensor([True, False]), **{name: torch.tensor(value) for name, value in whole.items()})
+    expected = tc.Rollouts(**plain)
+    for dtype in (torch.int32, torch.int8, torch.float32, torch.bfloat16):
+        given = tc.Rollouts(**{name: value.to(dtype) for name, value in plain.items()})
+        for name in plain:
+            assert getattr(given, name).dtype == getattr(expected, name).dtype
+            assert torch.equal(getattr(given, name), getattr(expected, name))
+
+
+def test_an_empty_batch_holds_nothing_to_assign_credit_to():
+    empty = make_rollouts().rows(slice(0, 0))
+    assert len(empty) == 0
+    for method in ("uniform", "atpo"):
+        with pytest.raises(ValueError, match="no completion to assign credit to"):
+            tc.assign(tiny_policy(), empty, method)

@@ -1,14 +1,19 @@
 import functools
+import re
+import string
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import tokencredit as tc
 from tokencredit.phrases import PHRASES, split_phrases
-from tokencredit.steps import TokenPieces, find_answer, split_newline, split_paragraph
+from tokencredit.steps import TokenPieces, find_answer, find_spans, split_newline, split_paragraph, token_offsets
 
 
 @functools.cache
@@ -18,6 +23,17 @@ def byte_level(*words: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1)
+    tokenizer.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@functools.cache
+def sentencepiece(*words: str) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer whose pieces start with "\u2581" where a space was, as Llama 2's and Gemma's do."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(initial_alphabet=["\u2581", *string.printable], min_frequency=1)
     tokenizer.train_from_iterator(words, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
@@ -164,3 +180,136 @@ def test_the_longest_phrase_decides():
 def test_where_the_answer_starts(text, answer, start):
     expected = -1 if start is None else text.rindex(start)
     assert find_answer(list(text), answer=answer) == expected
+
+
+def parts_of(tokenizer, text, **options):
+    """The text of each step, and of the answer."""
+    r = tc.mark_spans(rollouts_of(tokenizer, text), tokenizer, **options)
+    steps = [r.step_index == k for k in range(int(r.step_index.max()) + 1)]
+    return [tokenizer.decode(r.completion_ids[mask]) for mask in [*steps, r.answer_mask]]
+
+
+THOUGHT = "one. Wait no. Wait yes</think>two"
+AT_WAIT = {"splitter": lambda text: [m.start() for m in re.finditer("Wait", text)]}
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(" Wait"), sentencepiece(" Wait")], ids=["Ġ", "▁"])
+def test_the_space_before_a_word_belongs_to_the_words_step(tokenizer):
+    assert " Wait" in TokenPieces(tokenizer)(tokenizer(THOUGHT).input_ids)
+    steps = [part.lstrip() for part in parts_of(tokenizer, THOUGHT, **AT_WAIT)]
+    assert steps == ["one.", "Wait no.", "Wait yes</think>", "two"]
+
+
+def test_a_word_that_begins_with_a_line_break_belongs_to_the_line_that_it_begins():
+    tokenizer = byte_level("\nb", "\n\nThe")
+    assert parts_of(tokenizer, "a\nb</think>\n\nThe 4", splitter="newline") == ["a", "\nb</think>", "\n\nThe 4"]
+
+
+def test_spaces_alone_belong_to_the_step_before_them():
+    """Whichever side of them the splitter cuts."""
+    for cut in (1, 2, 3):
+        options = {"splitter": lambda text, cut=cut: [cut]}
+        assert parts_of(byte_level("x"), "a  b</think>4", **options) == ["a  ", "b</think>", "4"]
+
+
+def test_a_word_that_begins_in_the_end_of_reasoning_belongs_to_the_answer():
+    tokenizer = byte_level(" 4")
+    assert parts_of(tokenizer, "2+2\nAnswer: 4", splitter="newline", end_of_reasoning="Answer: ")[-1] == " 4"
+
+
+@pytest.mark.parametrize("words", [("x",), (" \\",), (" $\\",), ("$\\boxed{",), (" $\\boxed{4}",)], ids=repr)
+@pytest.mark.parametrize("dollar", ["", "$"])
+def test_the_whole_box_is_in_the_answer_however_it_is_tokenized(words, dollar):
+    text = f"3? No.\nSo {dollar}\\boxed{{4}}{dollar}."
+    *reasoning, answer = parts_of(byte_level(*words), text, splitter="newline")
+    assert answer.lstrip(" $") == f"\\boxed{{4}}{dollar}."
+    assert "".join([*reasoning, answer]) == text
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level("x"), byte_level(".\n"), byte_level("\n答")], ids=["a", "b", "c"])
+@pytest.mark.parametrize("pattern", ["答案", "(?=答案)", r"\s*答案", r"(?i)答案: \d"])
+def test_a_regular_expression_of_any_characters(tokenizer, pattern):
+    """Characters that are spread over tokens are matched as well, and where the answer starts no space decides."""
+    *reasoning, answer = parts_of(tokenizer, "答案? a.\nb.\n答案: 4", splitter="newline", answer=pattern)
+    assert answer.lstrip() == "答案: 4"
+    assert reasoning[-1].rstrip() == "b."
+
+
+def test_a_regular_expression_decides_wherever_the_reasoning_ends():
+    tokenizer = byte_level("x")
+    options = {"splitter": "newline", "answer": "Answer:"}
+    assert parts_of(tokenizer, "a\nAnswer: 3</think>\nAnswer: 4", **options)[-1] == "Answer: 4"
+    assert parts_of(tokenizer, "a\nAnswer: 3</think>4", **options)[-1] == "Answer: 3</think>4"
+    assert parts_of(tokenizer, "a\nb</think>4", **options) == [""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("", "got ''"),
+        (None, "got None"),
+        (b"Answer", "got b'Answer'"),
+        ("(", "is none"),
+        (r"\d*", "matches the empty text"),
+        ("$", "matches the empty text"),
+        ("Auto", "nothing but itself"),
+        ("end-of-reasoning", "nothing but itself"),
+    ],
+)
+def test_answers_that_are_no_rule(answer, message):
+    tokenizer = byte_level("x")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tc.mark_spans(rollouts_of(tokenizer, "a</think>c"), tokenizer, answer=answer)
+
+
+@given(st.text(), st.sampled_from(["", "A. ", "\n"]))
+@example("\u0131 need", "")
+@example("\u017fo it is", "A. ")
+def test_phrases_are_found_in_any_text(text, before):
+    starts = split_phrases(before + text, min_length=0)
+    assert starts == sorted(set(starts))
+    assert all(0 <= start <= len(before + text) for start in starts)
+
+
+def test_letters_that_only_ignoring_case_makes_equal_open_steps():
+    """The long s of "\u017fo", and the dotless i of "\u0131 need"."""
+    first, second = f"\u0131 need {LONG}", f"\u017fo {LONG}"
+    assert steps(f"{LONG} {first}\n{second}", min_length=1)[1:] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (
+            ["2+2=4"],
+            {},
+            "none of the 1 completions has an answer span, which was looked for behind '</think>', or else",
+        ),
+        (["2+2=4"], {"answer": "Answer:"}, "looked for at the last match of 'Answer:'"),
+        (["\\boxed{4}"], {"answer": "end_of_reasoning"}, "looked for behind '</think>':"),
+        (["a</think>b", "c"], {}, "all 1 completions with an answer is a single step under the splitter 'phrases'"),
+    ],
+)
+def test_mark_spans_says_what_it_did_not_find(texts, options, message):
+    tokenizer = byte_level("x")
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        marked = tc.mark_spans(rollouts_of(tokenizer, *texts), tokenizer, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        silent = find_spans(rollouts_of(tokenizer, *texts), tokenizer, **options)
+        tc.mark_spans(rollouts_of(tokenizer, "a\nb</think>c", "d"), tokenizer, "newline")
+    assert torch.equal(silent.answer_start, marked.answer_start)
+    assert torch.equal(silent.step_index, marked.step_index)
+
+
+@given(st.lists(st.sampled_from(["", " ", "\n\n", "a", " a", "a b ", "\n a"])))
+def test_the_characters_that_decide_are_in_order_and_no_spaces(pieces):
+    """So steps tile the reasoning, whatever the splitter says."""
+    text, offsets = "".join(pieces), token_offsets(pieces)
+    assert len(offsets) == len(pieces)
+    assert offsets == sorted(offsets)
+    first = text.find("a")
+    assert not any(text[offset].isspace() for offset in offsets if offset >= first >= 0)
+    whole = [[text[offset], piece.strip()[0]] for offset, piece in zip(offsets, pieces, strict=True) if piece.strip()]
+    assert all(decides == letter for decides, letter in whole)

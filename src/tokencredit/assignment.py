@@ -44,10 +44,12 @@ def assign(
         kernels: what computes attention statistics: `torch`, `fused` or `triton`, as in `collect`.
 
     Raises:
-        ValueError: an unknown method, no advantages and no rewards to make them from, or a policy that cannot give the
-            signals.
+        ValueError: an unknown method, no completion, no advantages and no rewards to make them from, or a policy that
+            cannot give the signals.
     """
     chosen = method(m) if isinstance(m, str) else m
+    if not len(rollouts):
+        raise ValueError("there is no completion to assign credit to: the rollouts are an empty batch")
     if advantages is None:
         if rollouts.rewards is None or rollouts.group is None:
             raise ValueError("pass advantages=, or give the rollouts both rewards and group to compute them from")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tokencredit.labelled import padded_right, prompt_ids, read_lines, read_rows, rollouts_of
+from tokencredit.labelled import padded_right, prompt_ids, read_lines, read_rows, rollouts_of, text_ids
 from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts, numbered
-from tokencredit.steps import Splitter, mark_spans
+from tokencredit.steps import Splitter, check_span_options, find_spans
 
 
 class Completions(NamedTuple):
@@ -31,18 +31,29 @@ class Completions(NamedTuple):
 
 
 def load_completions(
-    path: Path, tokenizer: Any, splitter: str | Splitter = "phrases", *, end_of_reasoning: str = "</think>"
+    path: Path,
+    tokenizer: Any,
+    splitter: str | Splitter = "phrases",
+    *,
+    end_of_reasoning: str = "</think>",
+    answer: str = "auto",
 ) -> Completions:
     """Completions of the same prompt are a group. The rollouts have `correct` or `rewards` only where all rows do.
 
+    Args:
+        splitter, end_of_reasoning, answer: find the spans of plain text, as in `mark_spans`.
+
     Raises:
-        ValueError: a line is broken (its number is named), the file mixes the layouts, or there is no completion.
+        ValueError: a line is broken (its number is named), the file mixes the layouts, there is no completion, or
+            how to find spans is given for a file that holds them.
     """
+    check_span_options(splitter, end_of_reasoning, answer)
     if _is_plain(path):
         plain = read_lines(path, lambda record: _plain(record, tokenizer))
-        rollouts = mark_spans(_batch(plain), tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+        rollouts = find_spans(_batch(plain), tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
         labels: list[dict[str, Any]] = [{"correct": row.correct, "reward": row.reward} for row in plain]
     else:
+        _check_without_effect(path, splitter, end_of_reasoning, answer)
         rows = read_rows(path, tokenizer)
         rollouts = rollouts_of(rows)
         labels = [
@@ -63,6 +74,16 @@ def load_completions(
         group=torch.tensor(numbered(prompts)),
     )
     return Completions(known, labels)
+
+
+def _check_without_effect(path: Path, splitter: str | Splitter, end_of_reasoning: str, answer: str) -> None:
+    given = {"splitter": splitter, "end_of_reasoning": end_of_reasoning, "answer": answer}
+    usual = {"splitter": "phrases", "end_of_reasoning": "</think>", "answer": "auto"}
+    if changed := [name for name, value in given.items() if value != usual[name]]:
+        raise ValueError(
+            f"{path} gives its steps and answers itself, so {' and '.join(changed)} would have no effect: leave it "
+            'out, or write each text as one, {"prompt": "...", "completion": "..."}'
+        )
 
 
 class _Plain(NamedTuple):
@@ -89,7 +110,7 @@ def _plain(record: Any, tokenizer: Any) -> _Plain:
         raise ValueError(f"correct must be true, false or null; got {correct!r}")
     if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
         raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
-    completion = list(tokenizer(record["completion"], add_special_tokens=False).input_ids)
+    completion = text_ids(record["completion"], tokenizer)
     return _Plain(prompt_ids(prompt, tokenizer), completion, correct, None if reward is None else float(reward))
 
 

@@ -14,16 +14,17 @@ from transformers import GenerationConfig
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
 from tokencredit.padding import padded_left
-from tokencredit.prompts import encode_prompt
+from tokencredit.prompts import encode_prompts
 from tokencredit.rewards import Reward, check
-from tokencredit.rewards.base import as_completion
+from tokencredit.rewards.base import as_completion, checked_values, known_correct, name_of
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean over problems and its 95 % interval: Wilson's where every problem has 0 or 1, else by bootstrap.
 
-    None for the bounds where one problem with a fraction tells nothing of the spread.
+    Wilson's has a width for any number of problems. The bootstrap's bounds are None where the problems tell too little
+    of the spread: for fewer than 8 of them, or where all have the same value (see `bootstrap_interval`).
     """
 
     value: float
@@ -114,7 +115,7 @@ def evaluate(
     _check_settings(problems, samples, temperature, top_p, max_new_tokens, batch_size)
     columns = {name: list(problems[name]) for name in problems.column_names}
     check(reward, columns)
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in columns["prompt"]]
+    encoded = encode_prompts(columns["prompt"], tokenizer)
     config = _generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
     scored: list[Scored] = []
     with _sampling_from(model, seed):
@@ -221,18 +222,17 @@ def _score(
         completion_ids=list(ids),
         **{name: [values[row] for row in rows] for name, values in columns.items() if name != "prompt"},
     )
-    if len(rewards) != len(rows):
-        raise ValueError(f"the reward gave {len(rewards)} values for {len(rows)} completions; expected one each")
-    if wrong := [(row, r) for row, r in zip(rows, rewards, strict=True) if r is None or not math.isfinite(r)]:
-        raise ValueError(f"the reward of problem {wrong[0][0]} is {wrong[0][1]}; expected a number: drop such problems")
+    values = checked_values(rewards, name_of(reward), len(rows))
+    if unscored := [row for row, value in zip(rows, values, strict=True) if value is None]:
+        raise ValueError(f"the reward of problem {unscored[0]} is None; expected a number: drop such problems")
     return [
-        Scored(row, text, len(completion), completion[-1] not in ends, float(r))
-        for row, text, completion, r in zip(rows, texts, ids, (r for r in rewards if r is not None), strict=True)
+        Scored(row, text, len(completion), completion[-1] not in ends, value)
+        for row, text, completion, value in zip(rows, texts, ids, (v for v in values if v is not None), strict=True)
     ]
 
 
 def _pass_at_powers(by_problem: Sequence[Sequence[float]], samples: int) -> dict[int, Estimate]:
-    if any(reward not in (0, 1) for rewards in by_problem for reward in rewards):
+    if None in known_correct([reward for rewards in by_problem for reward in rewards]):
         return {}
     right = [int(sum(rewards)) for rewards in by_problem]
     powers = [1 << i for i in range(samples.bit_length())]

@@ -51,7 +51,9 @@ def rank_heads(
     """
     scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
     steps = exists.shape[1]
-    mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool()
+    # Labels are often read from a file, and so on the CPU, whatever device the rollouts are on.
+    essential = essential.to(exists.device)
+    mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool().to(exists.device)
     if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
         raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
     if mask.shape != essential.shape:

@@ -6,6 +6,7 @@ One completion a line; its text is the steps, one after the other, and then the 
 
 `null` in `essential` leaves a step without a label; without `essential` no step has one. Where it is known, `correct`
 says whether the answer is right, and `first_error` the number of the first wrong step (`len(steps)` for the answer).
+It makes no difference whether the spaces between two steps are written at the end of one or at the start of the other.
 
 ProcessBench's layout does as well; its last step is the answer, and steps are paragraphs:
 
@@ -29,6 +30,7 @@ from tokencredit.padding import padded_left
 from tokencredit.prompts import encode_prompt
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import text_pieces
+from tokencredit.steps import token_offsets
 
 Row = TypeVar("Row")
 
@@ -42,7 +44,7 @@ class Labelled(NamedTuple):
 
 
 class LabelledRow(NamedTuple):
-    """One completion: token ids, and of each token the part that it lies in, the steps and then the answer.
+    """One completion: token ids, and of each token the part that it belongs to, the steps and then the answer.
 
     `essential`: a label a step, None where it has none. `first_error`: a part. None where nothing is known.
     """
@@ -137,6 +139,11 @@ def _row(record: Any, tokenizer: Any) -> LabelledRow:
     if not (correct is None or type(correct) is bool):
         raise ValueError(f"correct must be true, false or null; got {correct!r}")
     completion, part = _tokens(parts, tokenizer)
+    if error is not None and error not in part:
+        raise ValueError(
+            f"no token begins in step {error}, the first error: it is nothing but spaces, or shares its only token "
+            "with the step before; join the two"
+        )
     return LabelledRow(prompt_ids(record["prompt"], tokenizer), completion, part, labels, error, correct)
 
 
@@ -157,25 +164,55 @@ def _plain_layout(record: Any) -> Any:
 
 
 def _tokens(parts: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of the joined parts, and the part in which each token's first character lies."""
+    """Token ids of the joined parts, and the part that each token belongs to: see `steps.token_offsets`."""
     text = "".join(parts)
-    completion = list(tokenizer(text, add_special_tokens=False).input_ids)
+    completion = text_ids(text, tokenizer)
     pieces = text_pieces(tokenizer, completion)
-    if "".join(pieces) != text:
-        raise ValueError("the tokenizer does not give this text back as it is, so its steps cannot be found in tokens")
+    if (read := "".join(pieces)) != text:
+        raise ValueError(_unlike(text, read))
     ends = list(accumulate(map(len, parts)))
-    starts = [0, *accumulate(map(len, pieces))][: len(completion)]
-    part = [min(bisect_right(ends, start), len(parts) - 1) for start in starts]
-    if part[-1] < len(parts) - 1:
-        raise ValueError("the answer shares its only token with the last step: move a character from one to the other")
+    part = [bisect_right(ends, offset) for offset in token_offsets(pieces)]
+    if len(parts) - 1 not in part:
+        raise ValueError(
+            "no token begins in the answer: it shares its only token with the last step, or is nothing but spaces; "
+            "move a character from one to the other"
+        )
     return completion, part
 
 
+def _unlike(text: str, read: str) -> str:
+    """How what a tokenizer gives back differs from the text."""
+    at = next((i for i, (a, b) in enumerate(zip(text, read, strict=False)) if a != b), min(len(text), len(read)))
+    return (
+        "the tokenizer does not give this text back as it is, so its steps cannot be found in tokens: behind "
+        f"{text[max(0, at - 10) : at]!r} it reads {read[at : at + 20]!r} for {text[at : at + 20]!r}; write the text as "
+        "the tokenizer reads it, or take the model that wrote it"
+    )
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The token ids of a completion's text.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if not ids:
+        raise ValueError(f"the completion {text!r:.60} has no token: the tokenizer reads nothing in it")
+    return ids
+
+
 def prompt_ids(prompt: str | list[Any], tokenizer: Any) -> list[int]:
-    """A text with the special tokens that begin it, without those that end it; or chat messages by their template."""
+    """A text with the special tokens that begin it, without those that end it; or chat messages by their template.
+
+    Raises:
+        ValueError: there is no token but special ones that the tokenizer adds, or the messages are refused.
+    """
+    ids = encode_prompt(prompt, tokenizer)
     if not isinstance(prompt, str):
-        return encode_prompt(prompt, tokenizer)
-    ids = list(tokenizer(prompt).input_ids)
+        return ids
     plain = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if not plain:
+        raise ValueError(f"the prompt {prompt!r:.60} has no token: the tokenizer reads nothing in it")
     closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1:][0] else ids
+    return ids[:-1] if ids[-1] in closing and ids[-1] != plain[-1] else ids

@@ -88,13 +88,16 @@ def split_phrases(text: str, phrases: Mapping[str, Sequence[str]] = PHRASES, min
     unless that is a doubt (then with what precedes), a summary with what precedes; never into the final-answer step.
     Pass your own `phrases` with `functools.partial(split_phrases, phrases=...)`.
     """
-    kinds = {phrase.lower(): kind for kind, group in phrases.items() for phrase in group}
+    kinds = {phrase: kind for kind, group in phrases.items() for phrase in group if phrase}
     longest_first = sorted(kinds, key=len, reverse=True)
-    opening = re.compile(rf"({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    # A group a phrase says which one matched; the matched text need not: "\u017fo" matches "so" when case is ignored.
+    groups = "|".join(f"({re.escape(phrase)})" for phrase in longest_first) or "(?!)"
+    opening = re.compile(rf"(?:{groups})(?!\w)", re.IGNORECASE)
     steps: list[tuple[int, str]] = [(0, _OPENING)]
     for start in _SENTENCE_START.finditer(text):
         if phrase := opening.match(text, start.end()):
-            kind = kinds[phrase[1].lower()]
+            assert phrase.lastindex is not None
+            kind = kinds[longest_first[phrase.lastindex - 1]]
             if start.end() == 0:
                 steps[0] = (0, kind)
             else:

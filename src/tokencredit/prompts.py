@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
+_CHUNK = 1000
 _MARK = "tokencredit"
 """What the assistant says where it is tried out whether it would be its turn."""
 
@@ -21,8 +23,33 @@ def encode_prompt(prompt: Any, tokenizer: Any) -> list[int]:
     else:
         ids = list(tokenizer(render_chat(prompt, tokenizer), add_special_tokens=False).input_ids)
     if not ids:
-        raise ValueError(f"the prompt {prompt!r:.60} has no token")
+        raise ValueError(_tokenless("prompt", prompt))
     return ids
+
+
+def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """`encode_prompt` of each row; an error names the row."""
+    encoded = []
+    for row, prompt in enumerate(prompts):
+        try:
+            encoded.append(encode_prompt(prompt, tokenizer))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from None
+    return encoded
+
+
+def check_texts(prompts: Sequence[Any], tokenizer: Any) -> None:
+    """Raise a ValueError where a prompt that is text has no token; chat messages have those of the template."""
+    rows = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        for row, ids in zip(chunk, tokenizer([prompts[row] for row in chunk]).input_ids, strict=True):
+            if not ids:
+                raise ValueError(f"row {row}: {_tokenless('prompt', prompts[row])}")
+
+
+def _tokenless(role: str, text: Any) -> str:
+    return f"the {role} {text!r:.60} has no token under this tokenizer: correct or drop it"
 
 
 def render_chat(messages: Any, tokenizer: Any, **template: Any) -> str:

@@ -18,10 +18,11 @@ from torch import Tensor
 class Rollouts:
     """B completions with their prompts, in the layout that TRL and verl use.
 
-    Masks are stored as bool; `step_index` and `answer_start` as long.
+    Every field is a tensor. Masks and `correct` are stored as bool, and may be given as numbers that are 0 or 1; ids,
+    `group`, `answer_start` and `step_index` are stored as long, and may be given as whole numbers of any type.
 
     Args:
-        prompt_ids: (B, P) token ids, left-padded.
+        prompt_ids: (B, P) token ids, left-padded. None is negative, not even on padding: models are given them all.
         prompt_mask: (B, P), 1 on real tokens. Every prompt has at least one.
         completion_ids: (B, T) token ids, right-padded.
         completion_mask: (B, T), 1 on real tokens. A completion of no tokens is allowed and gets no credit.
@@ -33,7 +34,8 @@ class Rollouts:
         step_index: (B, T) long, the number of the reasoning step a token belongs to, -1 outside the steps.
 
     Raises:
-        ValueError: shapes disagree, a mask is padded on the wrong side, a value is NaN or out of range.
+        ValueError: a field is no tensor, shapes disagree, a mask is padded on the wrong side, a value is NaN, out of
+            range, or not of the field's type: it would be truncated.
     """
 
     prompt_ids: Tensor
@@ -47,11 +49,12 @@ class Rollouts:
     step_index: Tensor | None = None
 
     def __post_init__(self) -> None:
+        _check_tensors(self)
         _check_shapes(self)
         for name, dtype in _DTYPES.items():
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, value.to(dtype))
+                object.__setattr__(self, name, _exactly(name, value, dtype))
         _check_values(self)
 
     def __len__(self) -> int:
@@ -116,6 +119,8 @@ class Rollouts:
 
 
 _DTYPES = {
+    "prompt_ids": torch.long,
+    "completion_ids": torch.long,
     "prompt_mask": torch.bool,
     "completion_mask": torch.bool,
     "correct": torch.bool,
@@ -123,6 +128,34 @@ _DTYPES = {
     "answer_start": torch.long,
     "step_index": torch.long,
 }
+
+
+_EXPECTED = {
+    torch.bool: "must be true or false (a bool tensor, or numbers that are exactly 0 or 1)",
+    torch.long: "must be a whole number",
+}
+
+
+def _check_tensors(r: Rollouts) -> None:
+    for f in fields(r):
+        value = getattr(r, f.name)
+        if isinstance(value, Tensor) and not value.is_complex():
+            continue
+        if isinstance(value, Tensor):
+            raise ValueError(f"{f.name} must be real numbers; got {value.dtype}")
+        if value is not None or f.name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"):
+            raise ValueError(
+                f"{f.name} must be a torch tensor; got {type(value).__name__}: convert it with torch.as_tensor(...)"
+            )
+
+
+def _exactly(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value` as `dtype`; a ValueError where the conversion would change a value."""
+    if value.dtype == dtype:
+        return value
+    converted = value.to(dtype)
+    _refuse_first(converted.to(value.dtype) != value, name, value, _EXPECTED[dtype])
+    return converted
 
 
 def _check_shapes(r: Rollouts) -> None:
@@ -153,6 +186,8 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
 
 
 def _check_values(r: Rollouts) -> None:
+    for name in ("prompt_ids", "completion_ids"):
+        _refuse_first(getattr(r, name) < 0, name, getattr(r, name), "must be token ids, which are not negative")
     _refuse_rows(~r.prompt_mask.any(1), "prompt has no token (its prompt_mask is all 0)")
     _refuse_rows((r.prompt_mask[:, :-1] & ~r.prompt_mask[:, 1:]).any(1), "prompt_mask must be left-padded (0s then 1s)")
     _refuse_rows(
@@ -168,6 +203,13 @@ def _check_values(r: Rollouts) -> None:
         )
     if r.step_index is not None:
         _refuse_rows((r.step_index < -1).any(1), "step_index must be -1 (outside the steps) or a step's number")
+
+
+def _refuse_first(bad: Tensor, name: str, values: Tensor, expected: str) -> None:
+    """Raise a ValueError that names the first of the `bad` values, if there is any, and its row."""
+    if bad.any():
+        first = bad.nonzero()[0].tolist()
+        raise ValueError(f"completion {first[0]}: {name} {expected}; got {values[tuple(first)].item():g}")
 
 
 def _refuse_rows(bad: Tensor, why: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
 
 from torch import Tensor
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.steps import TokenPieces
+from tokencredit.token_text import PART, PART_TITLE, TokenTexts
 
 MOST_COMPLETIONS, MOST_TOKENS, MOST_LETTERS = 8, 2000, 300
 _MORE, _LESS = "86,180,233", "230,159,0"
@@ -40,18 +40,25 @@ def show(credit: Any, rollouts: Rollouts, tokenizer: Any) -> Shaded:
         raise ValueError(
             f"credit of {tuple(credit.advantages.shape)} is not of rollouts of {tuple(rollouts.completion_mask.shape)}"
         )
-    pieces_of, lengths = TokenPieces(tokenizer), rollouts.lengths.tolist()
+    texts_of, lengths = TokenTexts(tokenizer), rollouts.lengths.tolist()
     ids = rollouts.completion_ids[:MOST_COMPLETIONS]
-    texts = [pieces_of(row[:n].tolist()) for row, n in zip(ids, lengths, strict=False)]
-    return Shaded(shaded_html(credit.advantages, credit.weights, texts))
+    texts = [texts_of(row[:n].tolist()) for row, n in zip(ids, lengths, strict=False)]
+    partial = [set(row.partial) for row in texts]
+    return Shaded(shaded_html(credit.advantages, credit.weights, [row.texts for row in texts], partial))
 
 
-def shaded_html(advantages: Tensor, weights: Tensor | None, texts: Sequence[Sequence[str]] | None = None) -> str:
+def shaded_html(
+    advantages: Tensor,
+    weights: Tensor | None,
+    texts: Sequence[Sequence[str]] | None = None,
+    partial: Sequence[Collection[int]] | None = None,
+) -> str:
     """The first completions, each scaled to its own largest credit: blue where it is positive, orange where negative.
 
     Args:
         advantages: (B, T). weights: (B, T), for multiplicative methods.
         texts: of each completion its tokens. Without them cells of equal width, padding among them.
+        partial: of each completion the positions of tokens that end within a character.
 
     Raises:
         ValueError: an advantage is NaN or infinite.
@@ -63,10 +70,12 @@ def shaded_html(advantages: Tensor, weights: Tensor | None, texts: Sequence[Sequ
     lines = []
     for i, (row, scale) in enumerate(zip(rows, scales, strict=True)):
         tokens = [_CELL] * len(row) if texts is None else [_cut(text) for text in texts[i][:MOST_TOKENS]]
+        parts = () if partial is None else partial[i]
+        tokens = [f"{token}{PART}" if t in parts else token for t, token in enumerate(tokens)]
         more = (advantages.shape[1] if texts is None else len(texts[i])) - len(tokens)
         largest = max(map(abs, row), default=0.0) or 1.0
         spans = [
-            _span(token, _title(t, value, scale), value / largest)
+            _span(token, _title(t, value, scale, t in parts), value / largest)
             for t, (token, value) in enumerate(zip(tokens, row, strict=False))
         ]
         rest = f" … {more} more tokens" if more else ""
@@ -98,6 +107,6 @@ def _cut(text: str) -> str:
     return visible(text) if len(text) <= MOST_LETTERS else f"{visible(text[:MOST_LETTERS])}… ({len(text):,} characters)"
 
 
-def _title(t: int, advantage: float, weights: list[float] | None) -> str:
+def _title(t: int, advantage: float, weights: list[float] | None, part: bool) -> str:
     weight = "" if weights is None else f", weight {weights[t]:.3f}"
-    return f"token {t}{weight}, advantage {advantage:+.3f}"
+    return f"token {t}{weight}, advantage {advantage:+.3f}{f', {PART_TITLE}' if part else ''}"

@@ -110,7 +110,7 @@ def test_the_report_equals_the_reference():
         assert found.share == pytest.approx(totals[met] / totals["fai"])
         assert found.shuffled == pytest.approx(totals[f"{met}_shuffled"] / totals["fai"], abs=0.01)
         assert found.difference == pytest.approx(found.share - found.shuffled)
-        assert found.interval[0] <= found.difference <= found.interval[1]
+        assert found.interval is None, "four completions are too few"
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_unrelated_curves_are_not_coupled():
 
 
 def test_entropy_at_peaks_by_hand():
-    entropy = torch.tensor([[1.0, 3.0, 2.0, 9.0], [2.0, 0.0, 4.0, 0.0]])
-    mask = torch.tensor([[True, True, True, False], [True] * 4])
-    peaks = torch.tensor([[False, True, False, False], [True, False, True, False]])
+    entropy = torch.tensor([[1.0, 3.0, 2.0, 9.0], [2.0, 0.0, 4.0, 0.0]]).repeat(4, 1)
+    mask = torch.tensor([[True, True, True, False], [True] * 4]).repeat(4, 1)
+    peaks = torch.tensor([[False, True, False, False], [True, False, True, False]]).repeat(4, 1)
     found = peak_entropy(entropy, peaks, mask, torch.Generator().manual_seed(0))
     assert (found.at_peaks, found.overall) == (pytest.approx(3), pytest.approx(12 / 7))
     assert found.relative_change == pytest.approx(0.75)
-    # With two completions the interval runs from one completion alone to the other alone.
-    assert found.interval == (pytest.approx(3 / 2 - 1), pytest.approx(3 / 1.5 - 1))
+    # No resample goes beyond one kind of completion alone.
+    assert 3 / 2 - 1 <= found.interval[0] < 0.75 < found.interval[1] <= 3 / 1.5 - 1
 
 
 def test_a_policy_without_doubt_has_no_relative_change():
@@ -210,7 +210,10 @@ def test_bootstrap_interval_is_that_of_a_mean():
     low, high = bootstrap_interval(values, lambda means: means[:, 0], rng)
     spread = 1.96 * values.std().item() / math.sqrt(400)
     assert (low, high) == pytest.approx((values.mean().item() - spread, values.mean().item() + spread), abs=0.01)
-    assert bootstrap_interval(values[:1], lambda means: means[:, 0], rng) is None
+    assert bootstrap_interval(values[:8], lambda means: means[:, 0], rng) is not None
+    assert bootstrap_interval(values[:7], lambda means: means[:, 0], rng) is None, "far too narrow"
+    same = torch.full((50, 1), 0.1, dtype=torch.float64)
+    assert bootstrap_interval(same, lambda means: means[:, 0], rng) is None, "it would have no width"
 
 
 def test_groupings_are_the_methods_own():
@@ -275,7 +278,8 @@ def test_without_a_row_in_the_horizon_there_is_no_anchor():
 
 
 def test_a_report_is_json():
-    report = analyse_rhythm(tiny_policy(), ROLLOUTS, M)
+    eight = make_rollouts((40, 26, 33, 12, 25, 18, 30, 21), (6, 3, 5, 4, 2, 3, 3, 2), (-1,) * 8, seed=1)
+    report = analyse_rhythm(tiny_policy(), eight, M)
     read = json.loads(json.dumps(asdict(report), allow_nan=False))
     assert read["follows_waad"]["interval"] == list(report.follows_waad.interval)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from byte_tokenizers import byte_level
 from conftest import tiny_policy
 
 import tokencredit as tc
+from tokencredit.analysis.headlines import Headlines
 from tokencredit.analysis.rhythm import find_peaks
 from tokencredit.analysis.traces import PEAK_SHARE, PICTURE, VIEW, attention_pictures, trace_rows
+from tokencredit.credit import additive
 from tokencredit.methods.rhythm import Rhythm
+from tokencredit.signals import Signals
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 TEXTS = ["<think>a=1+6=7;b=2*3=6;</think>\\boxed{a=7}", "<think>a=1+6=8;</think>\\boxed{a=8}", "<think>1"]
@@ -97,3 +102,72 @@ def test_a_long_picture_is_averaged_down():
     assert small["columns"] == list(range(0, start, 3))
     assert small["rows"] == list(range(start, length, 2))
     torch.testing.assert_close(torch.tensor(small["values"]), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_character_of_several_tokens_is_whole_in_the_prompt_and_at_its_last_token():
+    tokenizer = byte_level()
+    prompt, completion = (torch.tensor([tokenizer(text).input_ids]) for text in ("é?", "a🙂数"))
+    rollouts = tc.Rollouts(prompt, torch.ones_like(prompt), completion, torch.ones_like(completion))
+    credits = {"added": additive(rollouts, torch.ones(1), torch.zeros_like(completion))}
+    (row,) = trace_rows(tokenizer, rollouts, credits, Signals())
+    assert row["prompt"] == "é?"
+    assert row["tokens"] == ["a", "", "", "", "🙂", "", "", "数"]
+    assert row["partial"] == [1, 2, 3, 5, 6]
+
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>\n\n{{ m.content }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_end|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else m.content }}{% endfor %}"
+)
+TURNS = [
+    {"role": "user", "content": "First?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "How many\nusers 🙂?"},
+]
+
+
+def chat_tokenizer(template):
+    tokenizer = copy.deepcopy(byte_level())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|eot|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def headline(tokenizer, prompt, completion="Seven."):
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    return Headlines(tokenizer)(ids, prompt, completion)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA, MISTRAL])
+@pytest.mark.parametrize("messages", [TURNS, TURNS[2:]])
+def test_a_chat_is_called_by_its_last_question(template, messages):
+    tokenizer = chat_tokenizer(template)
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert headline(tokenizer, prompt) == "How many users 🙂?"
+
+
+def test_what_is_no_chat_is_called_by_its_text_and_an_unknown_chat_by_its_completion():
+    chat = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n"
+    assert headline(chat_tokenizer(CHATML), "Q: how\nmany?") == "Q: how many?"
+    assert headline(chat_tokenizer(None), "<|im_start|>how many?") == "how many?"
+    assert headline(chat_tokenizer(None), chat) == "Seven."
+    assert headline(chat_tokenizer("{{ raise_exception('no') }}"), chat) == "Seven."
+    assert len(headline(chat_tokenizer(None), "word " * 500)) == 200
+
+
+def test_a_group_of_one_reward_is_known(policy, tokenizer, rollouts):
+    rewarded = replace(rollouts, rewards=torch.tensor([1.0, 1.0, 0.5]), group=torch.tensor([0, 0, 1]))
+    credits = {"even": tc.assign(policy, rewarded, "uniform", torch.zeros(3))}
+    rows = trace_rows(tokenizer, rewarded, credits, Signals())
+    assert [row["same_reward"] for row in rows] == [2, 2, 1]
+    mixed = replace(rewarded, group=torch.tensor([0, 1, 1]))
+    assert [row["same_reward"] for row in trace_rows(tokenizer, mixed, credits, Signals())] == [1, None, None]
+    assert trace_rows(tokenizer, rollouts, credits, Signals())[0]["same_reward"] is None

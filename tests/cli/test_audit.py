@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import tokencredit as tc
 from tokencredit.cli import app
+from tokencredit.head_files import HeadRank
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 ROWS = [
@@ -62,6 +66,22 @@ def test_a_users_traces(tmp_path, model):
     assert rows["oracle"]["error_auroc"]["estimate"]["value"] == 1
     assert rows["uniform"]["step_ranking"]["estimate"]["value"] == 0.5
     assert len(found["traces"]) == 2
+
+
+def test_completions_that_a_method_leaves_uniform_are_said(tmp_path, model, monkeypatch):
+    """On the terminal, in audit.json and on the page."""
+    monkeypatch.chdir(tmp_path)
+    signature = tc.signals.model_signature(AutoModelForCausalLM.from_pretrained(model))
+    tc.HeadFile(signature, (HeadRank(1, 0, 0.9, 10),), completions=3, labels="exact").write(Path("heads.json"))
+    single = {"prompt": "Q:a=1+2?a\n", "steps": ["a=1+2=3;</think>"], "answer": "3", "correct": True}
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, [*ROWS, single])))
+    result = run(model, "--traces", "mine.jsonl", "--methods", "atpo,attnpo:heads=heads.json", "--out", "out")
+    assert result.exit_code == 0, result.output
+    expected = "attnpo:heads=heads.json leaves 1 of 3 completions uniform: their reasoning is a single step"
+    assert expected in " ".join(result.output.split())
+    (found,) = json.loads(Path("out/audit.json").read_text())["policies"].values()
+    assert list(found["notices"]) == ["attnpo:heads=heads.json"]
+    assert expected in Path("out/report.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers import normalizers
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
@@ -20,11 +21,15 @@ ROWS = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a model and problems."""
+    """A folder with a model and problems, where Python finds modules too."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     build_policy(SIZE).save_pretrained("model")
-    build_tokenizer().save_pretrained("model")
-    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")  # has no token for it, as real ones may not
+    tokenizer.save_pretrained("model")
+    rows = [row | {"blank": "~" if row["answer"] == "5" else "Q"} for row in ROWS]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
@@ -58,6 +63,44 @@ def test_gold_answers_score_one(here, reward):
     assert json.loads((here / "gold.json").read_text())["gold"] == 1.0
 
 
+def test_what_was_evaluated_can_be_scored_with_its_outcomes(here):
+    """The completions file of eval is what score reads: wrong completions get negative advantages."""
+    (here / "mine.py").write_text(
+        "def first(completions, **_):\n    return [float(i % 2) for i in range(len(completions))]\n"
+        "def halves(completions, **_):\n    return [0.5 * (i % 3) for i in range(len(completions))]\n"
+    )
+    sampled = ("model", "--samples", 4, "--temperature", 1, "--max-new-tokens", 8, "--completions", "all.jsonl")
+    for reward, known in (("mine:first", True), ("mine:halves", False)):
+        result = run(*sampled, "--reward", reward)
+        assert result.exit_code == 0, result.output
+        lines = [json.loads(line) for line in (here / "all.jsonl").read_text().splitlines()]
+        assert len(lines) == 12
+        assert [line["correct"] for line in lines] == [line["reward"] == 1 if known else None for line in lines]
+        score = ["score", "--model", "model", "--traces", "all.jsonl", "--methods", "uniform", "--no-attention"]
+        result = CliRunner().invoke(app, [*score, "--out", f"run-{known}"])
+        assert (result.exit_code == 0) == known, result.output
+        if known:
+            rows = [json.loads(line) for line in (here / "run-True/scores.jsonl").read_text().splitlines()]
+            assert [row["correct"] for row in rows] == [line["correct"] for line in lines]
+            advantages = [row["credit"]["uniform"]["advantages"][0] for row in rows]
+            assert advantages == [1.0 if line["correct"] else -1.0 for line in lines]
+            assert "do not say" not in result.output
+        else:
+            assert result.exit_code == 2
+            assert "--correct-threshold" in result.output
+
+
+@pytest.mark.parametrize("returned", ["'7'", "1.0", "[[1.0]] * len(completions)", "['1'] * len(completions)"])
+@pytest.mark.parametrize("gold", [True, False])
+def test_a_reward_that_returns_something_else_is_named(here, returned, gold):
+    name = f"mine_{abs(hash((returned, gold)))}"
+    (here / f"{name}.py").write_text(f"def odd(completions, **_):\n    return {returned}\n")
+    result = run("--gold" if gold else "model", "--reward", f"{name}:odd", "--max-new-tokens", 2)
+    assert result.exit_code == 2, result.output
+    assert "the reward function odd" in result.output
+    assert "expected a list of" in result.output
+
+
 def test_gold_lists_what_the_reward_cannot_read(here):
     (here / "problems.jsonl").write_text("\n".join(map(json.dumps, [*ROWS, {"prompt": "?", "answer": "1+"}])))
     result = run("--gold")
@@ -73,6 +116,7 @@ def test_gold_lists_what_the_reward_cannot_read(here):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["model", "--instruction", "~", "--prompt-column", "blank"], "row 1: the prompt '~~' has no token"),
         ([], "expected either a MODEL, or --gold"),
         (["model", "--gold"], "expected either a MODEL, or --gold"),
         (["absent"], "absent cannot be loaded"),

@@ -43,6 +43,15 @@ def test_a_users_model_and_labels(models):
     assert m.model == tc.signals.model_signature(build_policy(SIZE))
 
 
+def test_completions_that_do_not_count_are_said(models):
+    lacking = {**ROW, "essential": [True, None]}
+    (models / "some.jsonl").write_text("\n".join(map(json.dumps, [ROW, ROW, lacking])))
+    result = run(models / "one", "--traces", models / "some.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "heads are ranked on 2 of 3 completions: 1 do not have both an essential and a redundant" in result.output
+    assert "ranked on" not in run(models / "one", "--traces", models / "mine.jsonl").output
+
+
 def test_stability_ablation_and_rhythm(models):
     result = run(
         models / "one", "--traces", models / "mine.jsonl", "--against", models / "two", "--labels", "ablation",

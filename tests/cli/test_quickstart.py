@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -160,6 +161,20 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert run("--out", "run", "--resume").exit_code == 0
+
+
+def test_it_ends_with_the_report_and_commands_that_exist(tmp_path):
+    """The name of the folder is printed as it is, though it looks like the console's markup."""
+    result = run("--methods", "uniform", "--out", "run[red]")
+    assert result.exit_code == 0, result.output
+    end = result.output[result.output.index("report: ") :]
+    assert end.startswith("report: run[red]/report.html\n")
+    assert (tmp_path / "run[red]" / "report.html").is_file()
+    named = re.findall(r"tokencredit (\w+)", end)
+    assert named == ["quickstart", "score", "train"]
+    for command in named:
+        shown = CliRunner().invoke(app, [command, "--help"])
+        assert shown.exit_code == 0
 
 
 def test_version():

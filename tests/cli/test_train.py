@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_reward_model
+from tokenizers import normalizers
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
@@ -37,10 +38,12 @@ def stand_ins(tmp_path):
     )
     policy = build_policy(PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48))
     scorer = tiny_reward_model(process=True, vocab_size=len(tokenizer))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")  # has no token for it, as real ones may not
     for name, model in (("policy", policy), ("scorer", scorer)):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     rows = [{"prompt": f"3,5,{n}={8 + n}?\n", "answer": str(8 + n)} for n in range(1, 9)]
+    rows = [row | {"blank": "~" if n == 1 else row["prompt"]} for n, row in enumerate(rows)]
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
@@ -84,9 +87,64 @@ def test_a_run_leaves_its_model(stand_ins):
         ({"rewards": "nope"}, "nope"),
         ({"model_name_or_path": ""}, "name a model"),
         ({"lerning_rate": 1}, "lerning_rate"),
+        ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
+        ({"model_name_or_path": "/nowhere/at/all"}, "there is no folder /nowhere/at/all to load the model"),
+        ({"model_name_or_path": "nobody/absent"}, "the model nobody/absent cannot be loaded"),
+        ({"output_dir": EXAMPLES / "atpo.yaml"}, "atpo.yaml is a file, not a folder"),
+        (
+            {"instruction": "~", "prompt_column": "blank", "rewards": "format", "chat": False},
+            "row 1: the prompt '~~' has no token",
+        ),
     ],
 )
 def test_bad_input_ends_with_its_reason(stand_ins, changed, message):
     result = run(stand_ins, "rhythm", "--dry-run", **changed)
     assert result.exit_code == 2, result.output
     assert message in result.output
+    assert result.output.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("rewards: [math", "line 1 cannot be read as YAML: expected ',' or ']'"),
+        ("\xff", "cannot be read as YAML"),
+        ("- math\n", "must be a YAML mapping"),
+        ("", "must be a YAML mapping"),
+        ("chat: true\nlimit: 4\nchat: false\n", "line 3 cannot be read as YAML: the key 'chat' is there twice"),
+        ("lerning_rate: 1.0\n", "there is no argument 'lerning_rate'; did you mean learning_rate?"),
+        ("1: 2\n", "there is no argument 1"),
+        ("learning_rate: [1.0]\n", "learning_rate must be a number; got [1.0]"),
+        ("learning_rate: yes\n", "learning_rate must be a number; got True"),
+        ("max_steps: 1.5\n", "max_steps must be a whole number; got 1.5"),
+        ("rewards: math\n", "rewards must be a list, such as [math]; got 'math'"),
+        ("env: 3\n", "env"),
+    ],
+)
+def test_a_file_that_does_not_fit_ends_with_its_reason(tmp_path, content, message):
+    """Before a model or data are looked for: the file names none."""
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    result = CliRunner().invoke(app, ["train", "--config", str(path)])
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+    assert len(result.output.splitlines()) == 1
+    assert message in result.output
+
+
+def test_texts_and_merged_keys_of_a_file_are_left_to_the_parser(tmp_path):
+    from trl import ModelConfig, TrlParser
+
+    from tokencredit.cli.train_config import check_config
+    from tokencredit.trainers.trl import CreditGRPOConfig
+    from tokencredit.trainers.trl_script import TrainArguments
+
+    parser = TrlParser((TrainArguments, CreditGRPOConfig))
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-6\nmax_steps: 3.0\nlimit: null\nrewards: [math]\nchat: true\n")
+    check_config(path, parser)
+    parser = TrlParser((TrainArguments, CreditGRPOConfig, ModelConfig))
+    for example in EXAMPLES.glob("*.yaml"):
+        check_config(example, parser)
+    path.write_text("credit_params: &own {q: 0.3}\nmodel_init_kwargs: {<<: *own, q: 0.4}\n")
+    check_config(path, parser)

@@ -164,6 +164,23 @@ def test_assign_is_collect_then_apply(lora_policy, assign, reward_model, rollout
 
 
 @EVERY_METHOD
+@pytest.mark.parametrize("step", [None, 700])
+def test_weights_depend_on_the_sign_of_the_outcome_where_it_says_so(
+    lora_policy, reward_model, rollouts, name, params, step
+):
+    """verl's workers apply such methods without knowing the outcome advantages."""
+    m = tc.method(name, **params)
+    signals = tc.collect(lora_policy, rollouts, m.needs, reward_model(params))
+    rng = torch.Generator().manual_seed(4)
+    for signs in ([1.0, 1, 1, 1], [-1.0, -1, -1, -1], [1.0, -1, 0, 1]):
+        sizes = 10 ** torch.empty(4).uniform_(-4, 4, generator=rng)
+        by_sign, by_size = (m(rollouts, torch.tensor(signs) * size, signals, step=step) for size in (1.0, sizes))
+        assert m.sign_only == (by_sign.weights is not None)
+        if m.sign_only:
+            assert torch.equal(by_sign.weights, by_size.weights)
+
+
+@EVERY_METHOD
 def test_signals_that_were_not_read_are_named(rollouts, name, params):
     m = tc.method(name, **params)
     if m.needs:

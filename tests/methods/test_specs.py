@@ -1,5 +1,8 @@
 """Methods as text."""
 
+from dataclasses import dataclass
+from importlib import import_module
+
 import pytest
 
 from tokencredit.methods.specs import check_specs, parse_spec, sketch, split_specs
@@ -24,6 +27,30 @@ def test_values_are_json_or_text():
     )
     assert parse_spec("attnpo:incorrect=True,model=None")[1] == {"incorrect": True, "model": None}
     assert sketch("attnpo").name == "attnpo"
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("stub:size=1,shape=2", "method stub: shape=2 is of a type"),
+        ("stub:size=1,shape=2,colour=3", "method stub: shape=2, colour=3 is of a type"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(spec, named, monkeypatch):
+    """`stub` is a method whose constructor does not look at types, as those of users may not."""
+
+    @dataclass(frozen=True)
+    class Stub:
+        size: int = 1
+        shape: tuple = ()
+        colour: str = ""
+
+        def __post_init__(self):
+            len(self.shape), len(self.colour)
+
+    monkeypatch.setitem(import_module("tokencredit.methods")._METHODS, "stub", Stub)
+    with pytest.raises(ValueError, match=named):
+        check_specs((spec,))
 
 
 @pytest.mark.parametrize(

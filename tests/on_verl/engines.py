@@ -87,10 +87,14 @@ def batch_of(
     return data
 
 
-def log_prob_pass(engine, data, method=None, *, reference=False):
-    """verl's pass over a batch, with the fields that credit asks for; `reference` switches the adapter off."""
+def log_prob_pass(engine, data, method=None, *, reference=False, **asked):
+    """verl's pass over a batch, with the fields that credit asks for; `reference` switches the adapter off.
+
+    Args:
+        asked: more of `Asked`: answer, step.
+    """
     data = data.copy()
     if method is not None:
-        tu.assign_non_tensor(data, **{ASKED: Asked(method, "phrases", "</think>", reference)})
+        tu.assign_non_tensor(data, **{ASKED: Asked(method, "phrases", "</think>", reference, **asked)})
     with engine.eval_mode(), engine.disable_adapter() if reference else nullcontext():
         return engine.infer_batch(data)["model_output"]

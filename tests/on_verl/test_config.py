@@ -11,6 +11,7 @@ pytest.importorskip("verl", reason="verl lives in an environment of its own: mak
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from test_fields import BySize
 from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.config import validate_config
 
@@ -20,6 +21,10 @@ from tokencredit.trainers.verl.trainer import CreditTrainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LORA = "actor_rollout_ref.model.lora_rank=8"
+FSDP = "actor_rollout_ref.actor.fsdp_config"
+REFERENCE = "actor_rollout_ref.ref"
+KL = "actor_rollout_ref.actor.use_kl_loss=True"
+OVERLONG = ["+reward.reward_kwargs.overlong_buffer_cfg.enable=True", "reward.reward_manager.name=dapo"]
 
 
 def config_of(*overrides):
@@ -35,8 +40,9 @@ def credit(name, **params):
 
 def made(*overrides):
     config = config_of(*overrides)
-    method = CreditSettings.of(config).build()
-    check_run(config, method.name, method.needs)
+    settings = CreditSettings.of(config)
+    method = settings.build()
+    check_run(config, method, settings)
     return method
 
 
@@ -68,6 +74,14 @@ def test_divergence_takes_verls_reference_model():
         (credit("attnpo"), "attnpo needs heads"),
         ([*credit("rhythm"), "+algorithm.credit.strategy=local"], "algorithm.credit has no 'strategy'"),
         ([*credit("rhythm"), "+algorithm.credit.splitter=words"], "splitter must be one of"),
+        ([*credit("rhythm"), "+algorithm.credit.splitter=[words]"], "splitter must be one of"),
+        ([*credit("rhythm"), "+algorithm.credit.answer='('"], "algorithm.credit.answer must be auto"),
+        ([*credit("rhythm"), "+algorithm.credit.answer=5"], "algorithm.credit.answer must be auto"),
+        ([*credit("rhythm"), "+algorithm.credit.end_of_reasoning=''"], "end_of_reasoning must be a text"),
+        ([*credit("rhythm"), "+algorithm.credit.correct_reward=5"], "correct_reward must be a text"),
+        ([*credit("rhythm"), "+algorithm.credit.correct_threshold=high"], "correct_threshold must be a number"),
+        (credit("rhythm", amplification=0.2), "amplification must be at least alpha"),
+        (credit("rhythm", horizon=5), "horizon must be"),
         ([*credit("rhythm"), "+algorithm.credit.kernels=cuda"], "kernels must be one of torch, fused, triton"),
         (["+algorithm.credit.method=rhythm", "+algorithm.credit.params=local"], "params must be a mapping"),
         (credit("p2t"), "p2t reads a reward model's gradients"),
@@ -77,6 +91,19 @@ def test_divergence_takes_verls_reference_model():
         ([*credit("atpo"), "algorithm.rollout_correction.bypass_mode=True"], "leaves out"),
         ([*credit("atpo"), "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"], "reads whole sequences"),
         ([*credit("atpo"), "actor_rollout_ref.actor.strategy=veomni"], "use fsdp or fsdp2"),
+        (
+            [*credit("atpo"), f"+{FSDP}.tensor_model_parallel_size=2"],
+            rf"{FSDP}\.tensor_model_parallel_size=2 splits them",
+        ),
+        ([*credit("atpo"), f"+{FSDP}.context_parallel_size=4"], rf"{FSDP}\.context_parallel_size=4 splits them"),
+        (
+            [*credit("surprisal"), f"{FSDP}.turbo_config.distributed.tensor_parallel_size=2"],
+            "distributed.tensor_parallel_size=2 splits them",
+        ),
+        ([*credit("divergence"), KL, f"{REFERENCE}.ulysses_sequence_parallel_size=2"], "ref.ulysses_sequence_parallel"),
+        ([*credit("divergence"), KL, f"{REFERENCE}.strategy=megatron"], "ref.strategy=megatron does not show"),
+        ([*credit("attnpo", heads="[[0,1]]"), *OVERLONG], "takes a penalty off the score"),
+        ([*credit("attnpo", heads="[[0,1]]"), "reward.reward_model.enable=True"], "the score that of a reward model"),
         (
             [
                 *credit("surprisal"),
@@ -92,6 +119,38 @@ def test_what_cannot_run_is_refused(overrides, message):
         CreditTrainer(config_of(*overrides))
 
 
+def test_settings_reach_the_run():
+    given = ["+algorithm.credit.answer='Answer:'", "+algorithm.credit.correct_threshold=-0.5"]
+    settings = CreditSettings.of(config_of(*credit("atpo"), *given))
+    assert (settings.answer, settings.correct_threshold) == ("Answer:", -0.5)
+    assert CreditSettings.of(config_of(*credit("atpo"))).answer == "auto"
+
+
+def test_parameters_are_named_by_texts():
+    with pytest.raises(ValueError, match="params must be a mapping from names to values"):
+        CreditSettings("rhythm", {5: 1})
+
+
+def test_heads_of_the_rollouts_may_be_split():
+    """Only the actor, and a reference model that is read, must see whole sequences."""
+    made(*credit("atpo"), "actor_rollout_ref.rollout.tensor_model_parallel_size=4")
+    made(*credit("atpo"), f"{REFERENCE}.ulysses_sequence_parallel_size=2")
+    made(*credit("position"), f"+{FSDP}.tensor_model_parallel_size=2")
+
+
+@pytest.mark.parametrize("changed", [OVERLONG, ["reward.reward_model.enable=True"]])
+def test_a_named_reward_says_what_is_correct(changed):
+    made(*credit("attnpo", heads="[[0,1]]"), *changed, "+algorithm.credit.correct_reward=acc")
+    made(*credit("atpo"), *changed)
+
+
+def test_a_method_that_workers_cannot_apply_is_refused():
+    config = config_of(*credit("uniform"))
+    with pytest.raises(ValueError, match="by size reads the attention of whole layers"):
+        check_run(config, BySize(tc.method("rhythm").needs), CreditSettings.of(config))
+    check_run(config, BySize(), CreditSettings.of(config))
+
+
 def test_what_reads_nothing_runs_without_the_pass():
     made(
         *credit("position"), "algorithm.rollout_correction.bypass_mode=True", "actor_rollout_ref.actor.strategy=veomni"
@@ -103,8 +162,9 @@ def test_examples_are_what_verl_understands(example):
     words = shlex.split((EXAMPLES / example).read_text().replace("\\\n", " "), comments=True)
     given = words[words.index("verl.trainer.main_ppo") + 1 : words.index("$@")]
     config = config_of(*(word for word in given if word != "algorithm.adv_estimator=grpo"))
-    method = CreditSettings.of(config).build()
-    check_run(config, method.name, method.needs)
+    settings = CreditSettings.of(config)
+    method = settings.build()
+    check_run(config, method, settings)
     OmegaConf.resolve(config)
     # For an adapter verl would look at vLLM itself.
     config.actor_rollout_ref.model.lora_rank = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from conftest import make_rollouts
 from engines import batch_of, engine, log_prob_pass
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_verl import policy_that_answers, write_assets
+from test_fields import Fading
 from transformers import Qwen3ForCausalLM
 
 import tokencredit as tc
@@ -104,7 +107,7 @@ def rollouts():
 
 def credit_of(fields, rollouts, method):
     """The trainer's side; every field is there, and nothing else was added."""
-    assert {name for name in fields if name.startswith("credit_")} == set(shipped(method.needs))
+    assert {name for name in fields if name.startswith("credit_")} == set(shipped(method))
     return unpack(method, marked(rollouts, fields), OUTCOME, fields, 7)
 
 
@@ -185,6 +188,23 @@ def test_fused_kernels_show_the_same(assets, rollouts, monkeypatch, name, layout
     made = engine(assets / "model", use_fused_kernels=True, fused_kernel_options={"impl_backend": "torch"})
     data = batch_of(rollouts, **LAYOUTS[layout], use_fused_kernels=True)
     expect_same(credit_of(log_prob_pass(made, data, method), rollouts, method), expected)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed, by tokens"])
+def test_workers_are_told_the_step_and_where_answers_start(engines, rollouts, layout):
+    """A method with a schedule, and answers that start at the last `5`."""
+    method, tokenizer = Fading(), build_tokenizer()
+    ids = rollouts.completion_ids.clone()
+    ids[:2, 5] = tokenizer.convert_tokens_to_ids("5")
+    bare = replace(rollouts, completion_ids=ids, answer_start=None, step_index=None)
+    ruled = tc.mark_spans(bare, tokenizer, answer="5")
+    assert not torch.equal(ruled.answer_start, tc.mark_spans(bare, tokenizer).answer_start)
+    signals = tc.collect(policy_that_answers(), ruled, method.needs)
+    expected = method(ruled, OUTCOME, signals, step=7)
+    assert not torch.equal(expected.weights, method(ruled, OUTCOME, signals).weights)
+    fields = log_prob_pass(engines("fsdp2"), batch_of(bare, **LAYOUTS[layout]), method, answer="5", step=7)
+    assert torch.equal(marked(bare, fields).answer_start, ruled.answer_start)
+    expect_same(credit_of(fields, bare, method), expected)
 
 
 def test_verls_registry_gives_a_worker_our_engine(engines):

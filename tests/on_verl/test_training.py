@@ -91,7 +91,7 @@ def expect_same_training(first, second):
         torch.testing.assert_close(values, others[name], atol=1e-5, rtol=1e-4)
 
 
-def rollouts_of(recorded, splitter):
+def rollouts_of(recorded, splitter, answer):
     """Recorded completions as rollouts, marked."""
     pad = torch.nn.utils.rnn.pad_sequence
     rows = list(recorded.values())
@@ -103,16 +103,16 @@ def rollouts_of(recorded, splitter):
         pad(completions, batch_first=True),
         pad([torch.ones_like(row) for row in completions], batch_first=True),
     )
-    rollouts = tc.mark_spans(tc.Rollouts(ids, mask, grid, real), build_tokenizer(), splitter)
+    rollouts = tc.mark_spans(tc.Rollouts(ids, mask, grid, real), build_tokenizer(), splitter, answer=answer)
     uids = [row["uid"] for row in rows]
     right = torch.tensor([row["rm_scores"].sum() > 0.4 for row in rows])
     return replace(rollouts, group=torch.tensor([uids.index(uid) for uid in uids]), correct=right)
 
 
-def expect_credit_of_the_library(done, method, splitter="phrases"):
+def expect_credit_of_the_library(done, method, splitter="phrases", answer="auto"):
     """At the first step the policy is still the one on disk: tc.assign gives what was trained on, on two workers."""
     own, trained = done.recorded(1, "own"), done.recorded(1)
-    rollouts = rollouts_of(own, splitter)
+    rollouts = rollouts_of(own, splitter, answer)
     assert rollouts.has_answer.any()
     outcome = torch.stack([row["advantages"][0] for row in own.values()])
     expected = tc.assign(policy_that_answers(), rollouts, method, outcome, step=1)
@@ -120,8 +120,10 @@ def expect_credit_of_the_library(done, method, splitter="phrases"):
     for i, (key, row) in enumerate(own.items()):
         found = trained[key]["advantages"]
         torch.testing.assert_close(found, expected.advantages[i, : len(row["responses"])], atol=2e-5, rtol=1e-4)
+    carrying = outcome != 0
+    assert done.metrics[0]["credit/with_loss"] == pytest.approx(carrying.float().mean().item())
     for name, values in expected.diagnostics.items():
-        assert done.metrics[0][f"credit/{name}"] == pytest.approx(values.mean().item(), abs=1e-4), name
+        assert done.metrics[0][f"credit/{name}"] == pytest.approx(values[carrying].mean().item(), abs=1e-4), name
 
 
 def test_uniform_credit_is_verls_grpo(assets, verls_own, tmp_path):
@@ -145,14 +147,15 @@ def test_rhythm_trains_on_the_credit_of_the_library(rhythm, verls_own):
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
 def test_groups_are_whole_whatever_the_layout(assets, tmp_path, strategy):
-    """Packed micro-batches by tokens; right is what the reward function says beside its score; twelve completions, that
-    verl makes sixteen, for its mini-batches of eight."""
+    """Packed micro-batches by tokens; right is what the reward function says beside its score; answers start at a text
+    of the user's; twelve completions, that verl makes sixteen, for its mini-batches of eight."""
     changed = {
         "+algorithm__credit__method": "attnpo",
         "+algorithm__credit__params__heads": str([list(pair) for pair in HEADS]).replace(" ", ""),
         "+algorithm__credit__params__delay": 0,
         "+algorithm__credit__params__incorrect": True,
         "+algorithm__credit__splitter": "newline",
+        "+algorithm__credit__answer": "'</think>'",
         "+algorithm__credit__correct_reward": "acc",
         "reward__custom_reward_function__name": "variety",
         "actor_rollout_ref__actor__strategy": strategy,
@@ -161,7 +164,9 @@ def test_groups_are_whole_whatever_the_layout(assets, tmp_path, strategy):
         **PACKED,
     }
     done = run(assets, tmp_path, 1, **credit("recording_tokencredit", **changed))
-    expect_credit_of_the_library(done, tc.method("attnpo", heads=HEADS, delay=0, incorrect=True), "newline")
+    expect_credit_of_the_library(
+        done, tc.method("attnpo", heads=HEADS, delay=0, incorrect=True), "newline", answer="</think>"
+    )
 
 
 BFLOAT16 = 2e-2

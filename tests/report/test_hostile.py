@@ -75,6 +75,7 @@ def test_hostile_tokens_are_shown_and_nothing_runs(visit):
         title=tokens[0],
         facts=[(tokens[1], tokens[2])],
         traces=[hostile, row()],
+        fragment="#trace=0",
         groups=[figures.group("g", tokens[0], charts)],
     )
     assert tab.locator("#panes .pane").first.locator(".t").evaluate_all("all => all.map(t => t.textContent)") == list(

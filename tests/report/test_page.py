@@ -70,6 +70,19 @@ def test_a_token_tells_its_numbers_when_it_is_hovered_over(visit):
     }
 
 
+def test_a_character_of_several_tokens_is_shown_at_the_last_of_them(visit):
+    broken = row(tokens=["a", "", "", "", "🙂", " ", "数"], partial=[1, 2, 3, 5])
+    tab = visit(traces=[broken], fragment="#methods=atpo")
+    assert tokens(tab, 0).all_text_contents() == ["a", "·", "·", "·", "🙂", " ·", "数"]
+    titles = [tokens(tab, 0).nth(t).get_attribute("title") for t in range(5)]
+    assert titles == [None, *["part of the next character"] * 3, None]
+    tokens(tab, 0).nth(1).hover()
+    assert facts(tab)["token"] == "·"
+    assert "part of the next character" in facts(tab)["label"]
+    cells = tab.locator("#behind .table tbody tr").evaluate_all("rows => rows.map(r => r.cells[1].textContent)")
+    assert cells == ["a", "·", "·", "·", "🙂", " ·", "数"]
+
+
 def test_arrow_keys_walk_over_the_tokens_and_say_so(visit):
     tab = visit(traces=[wrong()], fragment="#methods=atpo")
     tab.locator(".tokens").first.focus()
@@ -129,6 +142,85 @@ def test_a_chart_of_weights_has_only_methods_with_weights(visit):
     assert "No weight: p2t" in first.text_content()
     tab = visit(traces=[row()], fragment="#quantity=weights&methods=p2t")
     assert tab.locator("#behind strong").first.text_content() == "Advantage over the trace"
+
+
+def without_advantage(**changed):
+    """A trace whose group got one reward: weights, and no advantage."""
+    weights = [0.2, 0.4, 0.6, 0.8, 1.0]
+    return row(credit={"atpo": credit([0.0] * 5, weights), "added": credit([0.0] * 5)}, same_reward=8, **changed)
+
+
+def test_the_page_opens_where_right_meets_wrong_and_methods_disagree(visit):
+    even = {"atpo": credit([1.0] * 5, [1.0] * 5)}
+    slight = {"atpo": credit([0.9, 1.0, 1.0, 1.0, 1.0])}
+    strong = {"atpo": credit([0.0, 0.0, 0.0, 0.0, -1.0])}
+    many = [
+        without_advantage(group=0),
+        row(group=1, credit=strong),  # all right: nothing to compare
+        row(group=2, credit=even),
+        row(group=2, credit=slight),
+        wrong(group=2, credit=strong),
+    ]
+    tab = visit(traces=many)
+    assert "trace 5" in tab.locator("#about").text_content()
+    assert tab.locator("#list [aria-current]").get_attribute("data-trace") == "4"
+    mates = tab.locator("#mates button")
+    assert mates.all_text_contents() == ["3 ✓", "4 ✓", "5 ✗"]
+    mates.first.click()
+    assert "trace 3" in tab.locator("#about").text_content()
+    tab.wait_for_timeout(200)
+    again = visit(tab.url.removeprefix("file://").split("#")[0], f"#{tab.url.split('#')[1]}")
+    assert "trace 3" in again.locator("#about").text_content()
+    tab = visit(traces=many, fragment="#trace=0")
+    assert "trace 1" in tab.locator("#about").text_content()
+
+
+def test_a_trace_without_advantage_says_why_and_is_shaded_by_weight(visit):
+    tab = visit(traces=[without_advantage(), row()], fragment="#trace=0&methods=atpo")
+    why = tab.locator("#why")
+    assert "All 8 completions of this problem got the same reward, 1, so GRPO" in why.text_content()
+    assert "shaded by weight" in why.text_content()
+    assert [classes(tab, 0, t)[1] for t in range(5)] == ["w0", "w3", "w5", "w8", "w10"]
+    assert "weight, 0.2 to 1" in tab.locator(".pane").first.text_content()
+    assert tab.locator("#key-weight").is_visible()
+    assert tab.locator("#key-advantage").is_hidden()
+    assert tab.locator("#behind strong").first.text_content() == "Weight over the trace"
+    method(tab, "atpo").click()
+    method(tab, "added").click()
+    method(tab, "atpo").click()
+    assert "advantage 0 on every token" in tab.locator(".pane").first.text_content()
+    assert "shaded by weight" not in why.text_content()
+    assert tab.locator("#key-advantage").is_visible()
+    tab.keyboard.press("j")
+    assert why.is_hidden()
+
+
+def test_the_list_calls_a_trace_by_its_headline(visit):
+    chat = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n"
+    tab = visit(traces=[row(prompt=chat, headline="How many?", source=None)])
+    assert tab.locator("#list span").text_content() == "How many?"
+    assert tab.locator("#list b").text_content() == "1"
+
+
+def test_the_start_of_the_answer_has_the_name_that_stands_there(visit):
+    boxed = row(tokens=["so", " ", "\\boxed{", "7", "}"], answer_start=2)
+    ended = row(tokens=["so", "</reason", "ing>", "7", "\\boxed{7}"], answer_start=3)
+    neither = row(tokens=["so", "#### ", "7"], answer_start=2)
+    tab = visit(traces=[boxed, ended, neither], delimiters=("</reasoning>", "\\boxed{"))
+    for i, name in enumerate(("\\boxed{", "</reasoning>", "answer")):
+        tab.evaluate(f"location.hash = 'trace={i}'")
+        tab.locator("#about", has_text=f"trace {i + 1}").wait_for()
+        assert f"First ten, around {name}, last ten" in tab.locator("#behind .table strong").text_content()
+        assert name in tab.locator("#behind .lines").first.locator("text.marked").all_text_contents()
+        assert "</think>" not in tab.locator("#behind").text_content()
+
+
+def test_the_gini_of_uniform_credit_is_zero(visit):
+    uniform = credit([1.0] * 5, [1.0] * 5)
+    uniform["diagnostics"]["gini"] = 1.2e-17
+    tab = visit(traces=[row(credit={"uniform": uniform})], fragment="#sort=gini")
+    assert "advantage 1 on every token · Gini 0 · effective ratio 0.75" in tab.locator(".pane").first.text_content()
+    assert tab.locator("#list small").text_content().endswith("Gini 0")
 
 
 def test_small_numbers_are_not_called_nothing_and_what_is_not_known_not_zero(visit):
@@ -203,13 +295,22 @@ def test_letters_can_be_switched_off(visit):
     assert "trace 1" in tab.locator("#about").text_content()
 
 
-def test_on_a_phone_everything_can_be_reached(visit):
-    tab = visit(traces=[row(), row()])
+def test_on_a_phone_everything_can_be_reached_and_the_panel_covers_nothing(visit):
+    tab = visit(traces=[row(tokens=[f"token{t} " for t in range(300)]), row()])
     tab.set_viewport_size({"width": 390, "height": 844})
+    tab.locator(".tokens").first.scroll_into_view_if_needed()
+    for y in range(0, 4000, 400):
+        tab.evaluate(f"scrollTo(0, {y})")
+        panel = tab.locator(".inspect").bounding_box()
+        for box in tab.locator(".tokens, .key, #behind figure, #prompt, #about").all():
+            other = box.bounding_box()
+            apart = other["y"] + other["height"] <= panel["y"] or panel["y"] + panel["height"] <= other["y"]
+            assert apart, "the panel covers text"
+    texts, panel = tab.locator(".tokens").first.bounding_box(), tab.locator(".inspect").bounding_box()
+    assert panel["y"] + panel["height"] - texts["y"] <= 844, "text and panel do not fit one screen"
     tab.get_by_role("button", name="Next").click()
     assert "trace 2" in tab.locator("#about").text_content()
     assert tab.get_by_role("button", name="as PNG").is_visible()
-    assert tab.locator(".inspect").bounding_box()["height"] <= 0.25 * 844
 
 
 def test_the_list_filters_sorts_and_searches(visit):
@@ -295,7 +396,10 @@ def test_curves_attention_and_the_table_of_the_paper_stand_behind_a_trace(visit)
     assert tab.locator("#behind .lines").first.locator("line.mark").count() == 1
     assert tab.locator("#behind .matrix rect").count() == 59
     shown = tab.locator("#behind .table tbody tr").evaluate_all("rows => rows.map(r => +r.cells[0].textContent)")
-    assert shown == [*range(10), *range(35, 45), *range(50, 60)]
+    dots = float("nan")
+    assert shown == pytest.approx([*range(10), dots, *range(35, 45), dots, *range(50, 60)], nan_ok=True)
+    box = tab.locator("#behind .table .scroll")
+    assert box.evaluate("e => e.scrollHeight <= e.clientHeight"), "the last tokens are out of sight"
 
 
 def test_every_chart_has_a_table_that_can_be_copied(visit):
@@ -340,6 +444,77 @@ def test_intervals_and_matrices_are_drawn(visit):
     ]  # fmt: skip
     assert tab.locator("nav").get_by_text("Audit").is_visible()
     assert tab.locator("#traces").is_hidden()
+
+
+LONG_NAMES = [
+    "rhythm:strategy=local,q=0.3",
+    "entropy_selection:fraction=0.2,keep=positive,start=answer",
+    "x" * 90,
+    "atpo",
+]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_label_is_cut(visit, width):
+    rows = [figures.interval(name, 0.5, 0.4, 0.6) for name in LONG_NAMES]
+    values = [[0.5] * 4 for _ in range(4)]
+    charts = [
+        figures.intervals("t", "x", rows),
+        figures.matrix("t", LONG_NAMES[:2], LONG_NAMES[:2], [[1.0, -0.5]] * 2, names=True),
+        figures.matrix("t", LONG_NAMES, ["1e-4", "3e-4"], [v[:2] for v in values], names=True),
+        figures.matrix("t", range(2), range(2), [[0.5, 0.5]] * 2, x="head"),
+        figures.lines("t", "GRPO step", "y", {name: [[0, -1.5e-9], [100_000, 123456.5]] for name in LONG_NAMES}),
+    ]
+    tab = visit(traces=[row(tokens=["a"] * 60, answer_start=59)], groups=[figures.group("g", "G", charts)])
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.wait_for_timeout(300)
+    outside = tab.evaluate(
+        """() => [...document.querySelectorAll('.canvas svg text')].filter(label => {
+            const [a, b] = [label, label.ownerSVGElement].map(e => e.getBoundingClientRect());
+            return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+        }).map(label => label.textContent)"""
+    )
+    assert outside == []
+    drawn = "".join(tab.locator("#g .intervals text").all_text_contents())
+    assert all(name in drawn for name in LONG_NAMES)
+    legend = tab.locator("#g .legend span").evaluate_all("all => all.every(e => e.scrollWidth <= e.clientWidth + 1)")
+    assert legend
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_axes_of_shares_stay_within_zero_and_one(visit):
+    charts = [
+        figures.lines("t", "x", "y", {"a": [[0, 1.0, 0.9, 1.2], [1, 1.0, 0.9, 1.3]]}, bounds=figures.SHARE),
+        figures.lines("t", "x", "y", {"a": [[0, 0.0], [1, 0.0]]}, bounds=figures.SHARE),
+        figures.intervals("t", "x", [figures.interval("a", 0.95, 0.7, 1.2)], bounds=figures.SHARE),
+    ]
+    tab = visit(groups=[figures.group("g", "G", charts)])
+    for chart in tab.locator("#g figure").all()[:2]:
+        labels = [float(t) for t in chart.locator("text[text-anchor=end]").all_text_contents()]
+        assert labels
+        assert 0 <= min(labels) <= max(labels) <= 1
+    box = tab.locator("#g .intervals svg").bounding_box()
+    bar = tab.locator("#g .intervals line.series").bounding_box()
+    assert bar["x"] + bar["width"] <= box["x"] + box["width"]
+    assert max(float(t) for t in tab.locator("#g .intervals text[text-anchor=middle]").all_text_contents()) <= 1
+    band = tab.locator("#g path.band").bounding_box()
+    assert band["y"] >= tab.locator("#g .lines svg").first.bounding_box()["y"]
+
+
+def test_figures_come_first_where_the_page_opens_with_them(visit):
+    group = figures.group("audit", "Audit", [figures.table("t", ["c"], [["v"]])])
+    tab = visit(traces=[row(), row()], groups=[group], opens_with="groups")
+    assert tab.locator("main section").evaluate_all("all => all.map(e => e.id)") == ["audit", "traces"]
+    assert tab.locator("nav a").all_text_contents() == ["Audit", "Traces"]
+    assert tab.evaluate("scrollY") == 0
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "groups"
+    tab.get_by_role("link", name="Traces").click()
+    assert tab.evaluate("document.activeElement.id") == "traces"
+    tab.set_viewport_size({"width": 1280, "height": 300})
+    linked = visit(traces=[row(), row()], groups=[group], opens_with="groups", fragment="#trace=1&token=2")
+    assert linked.locator("#traces").bounding_box()["y"] < 60
 
 
 def contrast(a, b):
@@ -446,6 +621,35 @@ def test_exports(visit, tmp_path):
     tab.get_by_label("search").fill("q")
     name, content = exported("All of it as JSON")
     assert json.loads(content) == json.loads((tmp_path / "report.json").read_text())
+
+
+def png_height(content):
+    return int.from_bytes(content[20:24], "big")
+
+
+def test_a_tall_trace_is_a_smaller_png_or_the_page_says_why_there_is_none(visit):
+    """A token a line, 24 pixels each, of a method and of the truth. What fits at a smaller scale is drawn so; of more,
+    browsers would draw nothing and say nothing."""
+
+    def lines(n):
+        return row(tokens=["7\n"] * n, attention=None, answer_start=None)
+
+    tab = visit(traces=[lines(250), lines(500)], fragment="#methods=atpo")
+    png = tab.get_by_role("button", name="as PNG")
+    with tab.expect_download() as download:
+        png.click()
+    assert 12_000 < png_height(download.value.path().read_bytes()) <= 16_384
+    assert tab.locator("#export-problem").count() == 0
+    tab.keyboard.press("j")
+    png.click()
+    told = tab.get_by_role("alert").text_content()
+    assert told.startswith("Trace 2 cannot be a PNG: it is 24")
+    assert "at most 16384" in told
+    assert told.endswith("Export it as SVG.")
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Trace as SVG").click()
+    assert download.value.suggested_filename == "trace-2.svg"
+    assert tab.get_by_role("alert").count() == 0
 
 
 def test_it_prints_without_its_controls(visit):

@@ -29,7 +29,14 @@ def quickstart(tmp_path):
     folder.record_before({"greedy": ACCURACY, "sampled": ACCURACY})
     for step in (1, 2):
         folder.record_step(
-            {"method": "uniform", "step": step, "reward": step / 4, "accuracy": 0.5, "credit/gini": 0.125}
+            {
+                "method": "uniform",
+                "step": step,
+                "reward": step / 4,
+                "accuracy": 0.5,
+                "credit/gini": 0.125,
+                "credit/sparse": 1.3e-8,
+            }
         )
     after = {**ACCURACY, "value": 0.812}
     result = {"after": {"greedy": after, "sampled": after}, "seconds": 12.3, "tokens": 98765, "adapter": True}
@@ -104,7 +111,7 @@ def test_a_quickstart(quickstart, visit):
     assert curves["Mean reward of the rollouts"] == [[1, 0.25], [2, 0.5]]
     (cost,) = groups["cost"].values()
     told = dict(zip(cost["columns"], cost["rows"][0], strict=True))
-    assert (told["method"], told["gini"], told["sparse"]) == ("uniform (LoRA)", 0.125, None)
+    assert (told["method"], told["gini"], told["sparse"]) == ("uniform (LoRA)", 0.125, 0.0)
     tab = visit(page)
     assert tab.locator("h1").text_content() == found["title"]
     assert groups["heads"]["Key-focus heads"]["values"] == [[0.4], [0.9]]
@@ -128,7 +135,10 @@ def test_an_audit(tmp_path, visit):
     assert groups["audit-after-rl"]["First error, hit@1"]["reference"] is None
     assert groups["audit-after-rl"]["Do methods agree?"]["values"] == [[1.0, -0.25], [-0.25, 1.0]]
     assert "arca: it reads a LoRA adapter" in found["groups"][0]["note"]
+    assert ranking["bounds"] == [0.0, 1.0]
     tab = visit(page)
+    first = tab.locator("main section").first
+    assert first.get_attribute("id") == "audit-before-rl", "an audit opens with its leaderboards"
     assert tab.locator("#list b").all_text_contents() == ["1 before RL", "2 after RL"]
     assert tab.locator("#panes figcaption strong").all_text_contents()[-1] == "ground truth"
     assert tab.locator("#audit-before-rl figure").count() == 5
@@ -154,6 +164,23 @@ def test_a_comparison(tmp_path, visit):
     tab = visit(page)
     assert tab.locator("#traces").is_hidden()
     assert tab.locator("#curves path.series").count() == 10
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"end_of_reasoning": "</reasoning>"}, "</reasoning>"),
+        ({"end_of_reasoning": "</think>", "answer": "auto"}, "\\boxed{"),
+        ({"end_of_reasoning": "</think>", "answer": "####"}, "answer"),
+    ],
+)
+def test_scores_name_what_stands_before_the_answer(tmp_path, visit, config, name):
+    asked = {"command": "score", "model": "m", "traces": "t", "methods": "atpo", "advantages": "sign", "left_out": {}}
+    (tmp_path / "config.json").write_text(json.dumps(asked | config))
+    tokens = ["so", "</reasoning>", "\\boxed{", "7", "}"]
+    (tmp_path / "scores.jsonl").write_text(json.dumps(row(tokens=tokens, answer_start=2)) + "\n")
+    tab = visit(write_report(tmp_path))
+    assert tab.locator("#behind .table strong").text_content() == f"First ten, around {name}, last ten"
 
 
 def test_what_is_no_finished_run(tmp_path):

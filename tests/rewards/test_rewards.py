@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
+from functools import partial
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
 from tokencredit import rewards
 from tokencredit.methods.attnpo import length_penalised_reward
-from tokencredit.rewards.base import completion_text, ground_truth, last_boxed, prompt_text
+from tokencredit.rewards.base import (
+    checked_values,
+    completion_text,
+    ground_truth,
+    known_correct,
+    last_boxed,
+    name_of,
+    prompt_text,
+)
 from tokencredit.rewards.gold import gold_misses
 from tokencredit.testbed.tasks import task
 
@@ -190,6 +202,46 @@ def test_length_penalty_standardises_within_each_run_of_equal_prompts():
     correct = torch.tensor([True, True, False, True, True])
     assert values == length_penalised_reward(correct, torch.tensor(lengths), group).tolist()
     assert values[0] > values[1] > values[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, None, 0.5], [1.0, None, 0.5]),
+        ((True, False, None), [1.0, 0.0, None]),
+        (torch.tensor([1.0, 0.0, 0.5]), [1.0, 0.0, 0.5]),
+        (np.array([1, 0, 2]), [1.0, 0.0, 2.0]),
+        ([np.float32(0.5), np.bool_(True), torch.tensor(2)], [0.5, 1.0, 2.0]),
+        ((float(n) for n in range(3)), [0.0, 1.0, 2.0]),
+    ],
+)
+def test_numbers_in_a_row_are_values(values, expected):
+    found = checked_values(values, "mine", 3)
+    assert found == expected
+    assert {type(value) for value in found} <= {float, type(None)}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (b"abc", "returned b'abc' (bytes)"),
+        ({1.0, 2.0, 3.0}, "(set)"),
+        (np.float64(1.0), "(float64)"),
+        (np.ones((3, 1)), "gave array([1.]) for completion 0"),
+        ([1.0, [2.0], 3.0], "gave [2.0] for completion 1"),
+        ([1.0, 2.0], "gave 2 values for 3 completions"),
+        ([1.0, -math.inf, 1.0], "gave -inf for completion 1"),
+    ],
+)
+def test_anything_else_names_the_function_and_what_is_expected(values, message):
+    with pytest.raises(ValueError, match=f"the reward function mine .*{re.escape(message)}"):
+        checked_values(values, "mine", 3)
+    assert name_of(partial(my_reward, 1)) == "my_reward"
+
+
+def test_only_rewards_of_0_and_1_tell_what_is_correct():
+    assert known_correct([1, 0.0, 1.0]) == [True, False, True]
+    assert known_correct([1, 0, 0.5]) == [None] * 3
 
 
 def test_gold_lists_the_rows_that_their_own_answer_does_not_solve():

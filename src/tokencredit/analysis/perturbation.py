@@ -29,7 +29,8 @@ class PerturbationReport:
     Attributes:
         completions: those perturbed. perturbations: tokens replaced in each of the two groups.
         high, low: Jaccard overlap after high-score and after low-score tokens.
-        difference: high - low. interval: its 95 % bootstrap interval over completions, None for one completion.
+        difference: high - low. interval: its 95 % bootstrap interval over completions, None where they tell too
+            little of the spread (see `bootstrap_interval`).
         high_is_lower: share of completions that deviate more after high-score than after low-score tokens.
         high_position, low_position: where the tokens stand, 0 for the first and 1 for the last of the completion.
     """

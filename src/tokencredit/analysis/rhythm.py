@@ -69,7 +69,7 @@ class Coincidence:
 @dataclass(frozen=True)
 class RhythmReport:
     """Means and shares are over all tokens or peaks; intervals are 95 % bootstrap intervals over completions, None
-    where fewer than two completions have what is measured.
+    where fewer than 8 completions have what is measured, or it is the same in all (see `bootstrap_interval`).
 
     Attributes:
         completions, tokens: those analysed.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokencredit.analysis.headlines import Headlines
 from tokencredit.analysis.rhythm import find_peaks, has_row_ahead
 from tokencredit.credit import Credit
 from tokencredit.methods.rhythm import Rhythm
@@ -20,7 +22,7 @@ from tokencredit.signals.final_states import final_states, pass_inputs
 from tokencredit.signals.micro_batches import trimmed
 from tokencredit.signals.policy import reading
 from tokencredit.signals.types import AnswerLayer
-from tokencredit.steps import TokenPieces
+from tokencredit.token_text import TokenTexts
 
 VIEW = Rhythm().needs | Needs(logits=True)
 """What a report shows of a token beside its credit: log-prob, entropy, WAAD and FAI."""
@@ -46,22 +48,30 @@ def trace_rows(
         shown: the completions that are wanted; all by default.
 
     Returns:
-        `prompt`, `tokens`; `group`, `reward`, `correct`, `answer_start`, `step_index`, null where the rollouts do not
-        say; `signals`, name -> value a token; `peaks`, the positions of preplans and anchors; `credit`, name ->
-        `weights` (or null), `advantages`, `diagnostics`. FAI is null where no later token is in its horizon.
+        `prompt`, `tokens` and `partial` (see `token_text.TokenText`); `headline`, by which a list of traces calls it;
+        `group`, `reward`, `correct`, `answer_start`, `step_index`, null where the rollouts do not say; `same_reward`,
+        how many completions its group has where all of them got the same reward, else null; `signals`, name -> value a
+        token; `peaks`, the positions of preplans and anchors; `credit`, name -> `weights` (or null), `advantages`,
+        `diagnostics`. FAI is null where no later token is in its horizon.
     """
-    pieces_of = TokenPieces(tokenizer)
+    texts_of, headline_of = TokenTexts(tokenizer), Headlines(tokenizer)
+    same_reward = _same_reward(rollouts)
     curves, peaks = _curves(rollouts, signals)
     lengths = rollouts.lengths.tolist()
     rows = []
     for i in range(len(rollouts)) if shown is None else shown:
         length = lengths[i]
         prompt = rollouts.prompt_ids[i][rollouts.prompt_mask[i]].tolist()
+        tokens = texts_of(rollouts.completion_ids[i, :length].tolist())
+        text = "".join(texts_of(prompt).texts)
         rows.append(
             {
-                "prompt": "".join(pieces_of(prompt)),
-                "tokens": pieces_of(rollouts.completion_ids[i, :length].tolist()),
+                "prompt": text,
+                "headline": headline_of(prompt, text, "".join(tokens.texts)),
+                "tokens": tokens.texts,
+                "partial": tokens.partial,
                 "reward": _item(rollouts.rewards, i),
+                "same_reward": same_reward[i],
                 **{name: _item(getattr(rollouts, name), i) for name in ("group", "correct", "answer_start")},
                 "step_index": None if rollouts.step_index is None else rollouts.step_index[i, :length].tolist(),
                 "signals": {name: _defined(curve[i, :length]) for name, curve in curves.items()},
@@ -70,6 +80,17 @@ def trace_rows(
             }
         )
     return rows
+
+
+def _same_reward(rollouts: Rollouts) -> list[int | None]:
+    """Of each completion the size of its group where all rewards in it are equal: GRPO gives these no advantage."""
+    if rollouts.rewards is None or rollouts.group is None:
+        return [None] * len(rollouts)
+    groups = rollouts.group.tolist()
+    rewards = defaultdict(list)
+    for group, reward in zip(groups, rollouts.rewards.tolist(), strict=True):
+        rewards[group].append(reward)
+    return [len(rewards[group]) if len(set(rewards[group])) == 1 else None for group in groups]
 
 
 def rounded(values: Tensor) -> list[float]:

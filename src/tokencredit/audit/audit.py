@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencredit.analysis.bootstrap import FEWEST
 from tokencredit.audit import controls
 from tokencredit.audit.measures import CONCENTRATION, MEASURES, Measure
 from tokencredit.audit.ranking import rank_correlation
@@ -20,8 +21,6 @@ from tokencredit.rollouts import Rollouts
 SHUFFLES = 8
 """Draws that a shuffled control is the mean of."""
 RESAMPLES = 2000
-FEWEST_PROBLEMS = 8
-"""Problems from which on an interval is given: the bootstrap of fewer is far too narrow."""
 _TRIVIAL = ("later", "earlier", "step length")
 
 
@@ -167,7 +166,7 @@ class _Figure:
 
     def estimate(self) -> Estimate:
         resampled = self.values[1:][self.values[1:].isfinite()]
-        if len(self.group[self.tells].unique()) < FEWEST_PROBLEMS or len(resampled) == 0:
+        if len(self.group[self.tells].unique()) < FEWEST or len(resampled) == 0:
             return Estimate(float(self.values[0]), None, None)
         low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
         return Estimate(float(self.values[0]), low, high)

@@ -16,6 +16,7 @@ from tokencredit.audit.audit import audit, signs
 from tokencredit.audit.controls import oracle
 from tokencredit.audit.truth import Truth
 from tokencredit.methods import Method
+from tokencredit.notices import notices_of
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import collect
 
@@ -41,7 +42,8 @@ def audit_policy(
         rollouts: with `answer_start`, `step_index`, `group` and `correct`, for the methods that read them.
 
     Returns:
-        `Audit.as_json()` with `left_out`, name -> why, and `traces`, some completions with their credit.
+        `Audit.as_json()` with `left_out`, name -> why; `notices`, name -> where that method left completions uniform;
+        and `traces`, some completions with their credit.
 
     Raises:
         ValueError: no method is left, or the truth does not fit.
@@ -61,7 +63,7 @@ def audit_policy(
         {**row, **_labels(truth, should[i], i, len(row["tokens"])), "attention": picture}
         for i, row, picture in zip(shown, rows, pictures, strict=True)
     ]
-    return {**found.as_json(), "left_out": left_out, "traces": traces}
+    return {**found.as_json(), "left_out": left_out, "notices": notices_of(built, credits), "traces": traces}
 
 
 def _told(truth: Truth) -> list[int]:

@@ -11,7 +11,16 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_file, check_folder
+from tokencredit.cli.terminal import (
+    Bars,
+    console,
+    needed_packages,
+    offline_if_local,
+    quiet_libraries,
+    say,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from tokencredit.testbed.audit import TestbedAudit
@@ -76,8 +85,7 @@ def audit(
     by its whole interval, its own values shuffled within the completion, those that it gives the same token elsewhere,
     and position and step length.
     """
-    if model is None or Path(model).exists():
-        offline()
+    offline_if_local(model)
     with needed_packages("quickstart"):
         from tokencredit.report import write_report
     quiet_libraries()
@@ -85,7 +93,8 @@ def audit(
         if (model is None) != (traces is None):
             raise ValueError("MODEL and --traces go together; without both, the testbed is audited")
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+            check_folder(out)
+            check_file(out / "audit.json")
         if traces is not None and model is not None:
             found = _of_traces(model, traces, methods, seed)
         else:
@@ -98,10 +107,13 @@ def audit(
             if any(measure in row["scores"] for row in policy["rows"] for measure in columns.values()):
                 console.print(_table(title, columns, policy["rows"]))
         for left, why in policy["left_out"].items():
-            console.print(escape(f"left out: {left}: {why}"))
+            say(f"left out: {left}: {why}")
+        for sentence in (sentence for sentences in policy["notices"].values() for sentence in sentences):
+            say(f"notice: {sentence}")
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         (out / "audit.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"written: {escape(str(out / 'audit.json'))}\nreport: {escape(str(write_report(out)))}")
+        say(f"written: {out / 'audit.json'}\nreport: {write_report(out)}")
 
 
 def _testbed(

@@ -13,7 +13,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,7 @@ def compare(
     quiet_libraries()
     folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
+        check_folder(folder)
         asked = Comparison(
             arms=DEFAULT_ARMS if arms == "all" else split_arms(arms),
             task=task,
@@ -74,16 +76,14 @@ def compare(
             bars.stage("runs", len(asked.runs()))
             runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
     except KeyboardInterrupt:
-        console.print(
-            f"\nInterrupted. Finished runs are kept; the same command with --out {escape(str(folder))} goes on."
-        )
+        say(f"\nInterrupted. Finished runs are kept; the same command with --out {folder} goes on.")
         raise typer.Exit(130) from None
     summaries = summarise(runs, target)
     title = f"{len(runs)} runs; each arm, and uniform, at its own best learning rate; 95 % intervals"
     console.print(_table(at_best_rates(runs, target), title))
     found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
     (folder / "compare.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    console.print(f"written: {escape(str(folder / 'compare.json'))}\nreport: {escape(str(write_report(folder)))}")
+    say(f"written: {folder / 'compare.json'}\nreport: {write_report(folder)}")
 
 
 def _rates(text: str) -> tuple[float, ...]:

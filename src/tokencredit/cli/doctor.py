@@ -80,7 +80,7 @@ def examine(adapter: Adapter) -> Finding:
 
 def _installed() -> Table:
     table = Table(box=SIMPLE, pad_edge=False, show_header=False)
-    table.add_row("python", sys.version.split()[0], sys.executable)
+    table.add_row("python", sys.version.split()[0], escape(sys.executable))
     for package in _PACKAGES:
         supported = _supported(package)
         asked = f"supported: {supported.specifier}" if supported else ""

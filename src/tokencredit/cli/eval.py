@@ -15,7 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.models import load_policy
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_file
+from tokencredit.cli.terminal import (
+    Bars,
+    console,
+    needed_packages,
+    offline_if_local,
+    quiet_libraries,
+    say,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from tokencredit.evaluation import Estimate, EvaluationReport, Scored
@@ -42,7 +51,11 @@ def evaluate(
         bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
     ] = False,
     reward: Annotated[
-        str, typer.Option(help="math, format, chain, countdown, length_penalty, or package.module:function.")
+        str,
+        typer.Option(
+            help="math, format, chain, countdown, length_penalty, or package.module:function, which is imported and so "
+            "run."
+        ),
     ] = "math",
     samples: Annotated[int, typer.Option(min=1, help="Completions a problem; several give avg@n and pass@k.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -53,25 +66,26 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="The first problems only.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results, JSON.", show_default=False)] = None,
     completions: Annotated[
-        Path | None, typer.Option(help="Write every completion and its reward, JSONL.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write every completion, its reward and whether it is correct, JSONL for score --traces.",
+            show_default=False,
+        ),
     ] = None,
     gold: Annotated[
         bool, typer.Option("--gold", help="Score the problems' own answers instead: does the reward accept them?")
     ] = False,
 ) -> None:
     """Measure a model on problems with known answers: accuracy, avg@n and pass@k, with 95 % intervals."""
-    if Path(data).exists() and (model is None or Path(model).exists()):
-        offline()
+    offline_if_local(data, model)
     with needed_packages("eval"), user_errors():
         from tokencredit import rewards
         from tokencredit.data import load_problems
 
         scorer = rewards.find(reward)
     quiet_libraries()
-    for path in (out, completions):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
     with user_errors():
+        _check_outputs(data, out, completions)
         if gold == (model is not None):
             raise ValueError("expected either a MODEL, or --gold to score the problems' own answers")
         problems = load_problems(
@@ -96,37 +110,67 @@ def evaluate(
                 "seed": seed,
             }
             report = _evaluate(model, problems, scorer, settings, completions)
-            console.print(escape(f"{data}: {len(problems)} problems, reward {reward}, 95 % intervals"))
+            say(f"{data}: {len(problems)} problems, reward {reward}, 95 % intervals")
             console.print(_table(report))
             found = {"model": model, **report.as_json()}
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"data": data, "reward_name": reward, **found}, indent=2) + "\n", encoding="utf-8")
-        console.print(f"written: {escape(str(out))}")
+        say(f"written: {out}")
+
+
+def _check_outputs(data: str, out: Path | None, completions: Path | None) -> None:
+    for path, option in ((out, "--out"), (completions, "--completions")):
+        if path is not None:
+            check_file(path, option)
+            if path.absolute() == Path(data).absolute():
+                raise ValueError(
+                    f"{option} names the file of the problems, {path}, and would replace it: choose another"
+                )
+    if out is not None and completions is not None:
+        one, other = out.absolute(), completions.absolute()
+        if one == other or one in other.parents or other in one.parents:
+            raise ValueError(f"--out {out} and --completions {completions} cannot both be written: choose another file")
 
 
 def _evaluate(
     model: str, problems: Any, reward: Any, settings: dict[str, Any], completions: Path | None
 ) -> EvaluationReport:
-    """Evaluate under a bar, writing each completion as it comes."""
+    """Evaluate under a bar, writing each completion as it comes, and at the end which of them are correct."""
     from tokencredit.evaluation import evaluate as run
+    from tokencredit.rewards.base import known_correct
+    from tokencredit.testbed.files import write_text
 
+    scored: list[Scored] = []
     policy, tokenizer = load_policy(model)
     with ExitStack() as stack:
         bars = stack.enter_context(Bars())
         bars.stage("evaluate", len(problems))
+        if completions is not None:
+            completions.parent.mkdir(parents=True, exist_ok=True)
         lines = None if completions is None else stack.enter_context(completions.open("w", encoding="utf-8"))
 
         def progress(done: int, new: Sequence[Scored]) -> None:
             bars.advance(done)
+            scored.extend(new)
             if lines is not None:
-                lines.writelines(_line(scored, problems[scored.row]) for scored in new)
+                lines.writelines(_line(one, problems[one.row], None) for one in new)
                 lines.flush()
 
-        return run(policy, tokenizer, problems, reward, on_progress=progress, **settings)
+        report = run(policy, tokenizer, problems, reward, on_progress=progress, **settings)
+    if completions is not None:
+        # Whether a reward of 1 means correct is known once all rewards are.
+        correct = known_correct([one.reward for one in scored])
+        write_text(
+            completions,
+            "".join(_line(one, problems[one.row], right) for one, right in zip(scored, correct, strict=True)),
+        )
+        say(f"written: {completions}")
+    return report
 
 
-def _line(scored: Scored, problem: dict[str, Any]) -> str:
-    record = {"prompt": problem["prompt"], "answer": problem["answer"], **asdict(scored)}
+def _line(scored: Scored, problem: dict[str, Any], correct: bool | None) -> str:
+    record = {"prompt": problem["prompt"], "answer": problem["answer"], **asdict(scored), "correct": correct}
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
@@ -140,7 +184,7 @@ def _gold(problems: Any, reward: Any) -> dict[str, Any]:
     right = len(problems) - len(missed)
     console.print(f"gold: {right} of {len(problems)} answers score 1 ({right / len(problems):.1%})")
     for miss in missed:
-        console.print(escape(f"  row {miss.row}: {miss.answer!r:.60}: {miss.why}"))
+        say(f"  row {miss.row}: {miss.answer!r:.60}: {miss.why}")
     return {"gold": right / len(problems), "problems": len(problems), "missed": [asdict(miss) for miss in missed]}
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.models import load_model, load_policy
+from tokencredit.cli.outputs import check_file
 from tokencredit.cli.rhythm import print_rhythm
-from tokencredit.cli.terminal import console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.terminal import console, needed_packages, offline_if_local, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.head_files import HeadRank
@@ -59,23 +61,28 @@ def heads(
 
     The head file serves training: credit_params={"heads": "heads.json"}.
     """
-    if model is None or Path(model).exists():
-        offline()
+    offline_if_local(model, against)
     with needed_packages("quickstart"):
         from tokencredit.ablation import ablate_steps
         from tokencredit.heads import head_stability, rank_heads
+        from tokencredit.notices import unranked
     quiet_libraries()
     with user_errors():
         if labels not in ("exact", "ablation"):
             raise ValueError(f"labels must be exact or ablation; got {labels!r}")
         if out is not None and (out.suffix == ".svg" or not out.absolute().parent.is_dir()):
             raise ValueError(f"--out must name a .json file in a folder that exists; got {out}")
+        if out is not None:
+            check_file(out)
+            check_file(out.with_suffix(".svg"))
         policy, tokenizer, found = _read(model, traces, task, level, seed, warmup_steps, completions)
         if labels == "ablation":
             drop, mask = ablate_steps(policy, found.rollouts)
             found = found._replace(essential=drop > threshold, mask=mask)
         ranks = rank_heads(policy, *found, batch_size=64)
         console.print(_table(ranks[:top]))
+        for sentence in unranked(*found):
+            console.print(f"[yellow]notice:[/] {escape(sentence)}")
         if out is not None:
             source = f"{labels} labels of {traces or task}"
             _write(out, policy, ranks, top, found, source)
@@ -138,7 +145,7 @@ def _write(out: Path, policy: Any, ranks: Sequence[HeadRank], top: int, found: L
         grid[rank.layer][rank.head] = rank.sra
     picture = out.with_suffix(".svg")
     picture.write_text(heat_map(grid, xlabel="head", ylabel="layer", label="step ranking accuracy"), encoding="utf-8")
-    console.print(f"written: {out} and {picture}")
+    say(f"written: {out} and {picture}")
 
 
 def _stability_table(stability: Sequence[HeadStability], ranks: Sequence[HeadRank]) -> Table:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +14,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
@@ -56,6 +60,7 @@ def quickstart(
     names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
+        check_folder(folder_path)
         q = Quickstart(
             methods=tuple(names),
             task=task,
@@ -75,13 +80,39 @@ def quickstart(
         with Bars() as progress:
             run(q, found, folder, progress)
     except KeyboardInterrupt:
-        console.print(
+        say(
             f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
             f"  --out {folder_path} --resume"
         )
         raise typer.Exit(130) from None
     console.print(_table(q, folder.results))
-    console.print(f"report: {write_report(folder_path)}")
+    say(_what_next(q, write_report(folder_path)))
+
+
+def _what_next(q: Quickstart, report: Path) -> str:
+    """Where the report lies, what it shows, and commands to go on with."""
+    command = _own_command()
+    return f"""report: {report}
+Open it in a browser; it needs no network. It shows completions of the trained
+policies: every token is shaded by its credit under each method, blue for more
+reward and orange for less; steps that the answer needs are underlined, and the
+first error is boxed. Below are accuracy, reward and credit during training.
+
+Next:
+  {command} quickstart --task {q.task} --methods all
+      every method on this task
+  {command} score --model MODEL --traces traces.jsonl --open
+      the same page for your own model and completions (docs/report.md)
+  {command} train --config config.yaml
+      train your own model with TRL (docs/trl.md; examples/ has configurations)"""
+
+
+def _own_command() -> str:
+    """How this shell can call tokencredit: by its name where it is on the path, else by the path of the script."""
+    script = Path(sys.prefix) / "bin" / "tokencredit"
+    if shutil.which("tokencredit") or not script.exists():
+        return "tokencredit"
+    return os.path.relpath(script)
 
 
 def _table(q: Quickstart, results: dict[str, Any]) -> Table:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tokencredit.cli.terminal import console, needed_packages, user_errors
+from tokencredit.cli.outputs import check_file
+from tokencredit.cli.terminal import needed_packages, say, user_errors
 
 
 def report(
@@ -19,7 +19,10 @@ def report(
     from tokencredit.report import write_report
 
     with user_errors(), needed_packages("quickstart"):
+        if run.is_dir():
+            check_file(run / "report.html", "RUN")
+            check_file(run / "report.json", "RUN")
         path = write_report(run)
-    console.print(f"report: {escape(str(path))}")
+    say(f"report: {path}")
     if open_page:
         typer.launch(str(path))

@@ -14,8 +14,11 @@ import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from tokencredit.cli.terminal import console, offline, quiet_libraries, user_errors
+from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_advantages
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import console, offline_if_local, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +43,26 @@ def score(
     ] = "atpo,rhythm,surprisal",
     outcome: Annotated[
         str,
-        typer.Option(help="Outcome advantages: sign (-1 for wrong, else +1), or grpo, dr_grpo, rloo of the rewards."),
+        typer.Option(
+            help="Outcome advantages: sign (+1 for correct, -1 for wrong), or grpo, dr_grpo, rloo of the rewards."
+        ),
     ] = "sign",
+    correct_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="With sign: a reward of this or more is correct, where a trace has a reward but no correct.",
+            show_default="rewards of 0 and 1 only",
+        ),
+    ] = None,
     splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, newline, paragraph.")] = "phrases",
     end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
+    answer: Annotated[
+        str,
+        typer.Option(
+            help="Where the answer of plain text starts: auto (behind --end-of-reasoning, or else at the last "
+            "\\boxed{), end_of_reasoning, or the last match of a regular expression."
+        ),
+    ] = "auto",
     reward_model: Annotated[
         str | None, typer.Option(help="A classifier that p2t reads: a folder or a hub name.", show_default=False)
     ] = None,
@@ -62,14 +81,14 @@ def score(
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Assign credit to completions of any model, and write it down and as a page, token by token."""
-    if Path(model).exists():
-        offline()
+    offline_if_local(model, reward_model)
     from tokencredit.assignment import assignable
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import CONFIG, ROWS
     from tokencredit.signals import RewardModel
+    from tokencredit.steps import check_span_options
     from tokencredit.testbed.files import write_text
 
     quiet_libraries()
@@ -81,16 +100,24 @@ def score(
         "traces": str(traces),
         "methods": methods,
         "advantages": outcome,
+        "correct_threshold": correct_threshold,
         "splitter": splitter,
         "end_of_reasoning": end_of_reasoning,
+        "answer": answer,
         "reward_model": reward_model,
     }
     with user_errors():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        check_folder(folder)
+        if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} exists: choose another --out")
+        check_outcome(outcome, correct_threshold)
+        check_span_options(splitter, end_of_reasoning, answer)
         built = _methods(methods)
         policy, tokenizer = load_policy(model)
-        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning)
+        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
+        notes: list[str] = []
+        if outcome == "sign":
+            completions, notes = known_outcomes(completions, correct_threshold)
         if table and trace > len(completions.labels):
             raise ValueError(f"--trace {trace}: there are {len(completions.labels)} traces")
         _check_lengths(policy, completions)
@@ -98,18 +125,23 @@ def score(
         able, left_out = assignable(built, policy, scorer)
         if not able:
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
-        advantages = _advantages(outcome, completions)
-        rows = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
+        advantages = outcome_advantages(outcome, completions)
+        rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, json.dumps({**asked, "left_out": left_out}, indent=2) + "\n")
+        config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
     for name, why in left_out.items():
-        console.print(escape(f"left out: {name}: {why}"))
+        say(f"left out: {name}: {why}")
+    for note in notes:
+        say(f"note: {note}")
+    for sentence in (sentence for sentences in notices.values() for sentence in sentences):
+        say(f"notice: {sentence}")
     if table:
         for name in rows[trace - 1]["credit"]:
             console.print(_table(rows[trace - 1], name))
-    console.print(f"report: {escape(str(page))}")
+    say(f"report: {page}")
     if open_page:
         typer.launch(str(page))
 
@@ -146,9 +178,10 @@ def _scored(
     scorer: Any,
     attention: bool,
     batch_size: int,
-) -> list[dict[str, Any]]:
-    """The rows of `trace_rows`, with their labels and pictures."""
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The rows of `trace_rows`, with their labels and pictures; and where a method left completions uniform."""
     from tokencredit.analysis.traces import VIEW, attention_pictures, trace_rows
+    from tokencredit.notices import notices_of
     from tokencredit.signals import Needs, collect
 
     rollouts = completions.rollouts
@@ -159,34 +192,18 @@ def _scored(
     pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
-    return rows
-
-
-def _advantages(name: str, completions: Completions) -> Tensor:
-    """(B,): -1 for those known to be wrong and 1 for the others, or from the rewards."""
-    import torch
-
-    from tokencredit import outcome
-
-    makers = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
-    if name == "sign":
-        return torch.tensor([-1.0 if label["correct"] is False else 1.0 for label in completions.labels])
-    if name not in makers:
-        raise ValueError(f"unknown outcome {name!r}: use sign, {', '.join(makers)}")
-    rollouts = completions.rollouts
-    if rollouts.rewards is None or rollouts.group is None:
-        raise ValueError(f"--outcome {name} needs a reward for each completion")
-    return makers[name](rollouts.rewards, rollouts.group)
+    return rows, notices_of(methods, credits)
 
 
 def _table(row: dict[str, Any], name: str) -> Table:
     """ATPO's table of a trace: position, token, weight, advantage."""
     credit, answer, length = row["credit"][name], row["answer_start"], len(row["tokens"])
     table = Table(title=escape(name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("position", justify="right")
+    # Only the token may be folded: a number that is cut off is another number.
+    table.add_column("position", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold")
     for column in ("weight", "advantage"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     before = -1
     for t in range(length):
         around = answer is not None and answer >= 0 and answer - 5 <= t < answer + 5
@@ -194,7 +211,22 @@ def _table(row: dict[str, Any], name: str) -> Table:
             continue
         if t > before + 1:
             table.add_row("…", "", "", "")
-        weight = "" if credit["weights"] is None else f"{credit['weights'][t]:.3f}"
-        table.add_row(str(t), escape(repr(row["tokens"][t])[1:-1]), weight, f"{credit['advantages'][t]:+.3f}")
+        weight = "" if credit["weights"] is None else _decimals(credit["weights"][t])
+        table.add_row(str(t), _token_text(row, t), weight, _decimals(credit["advantages"][t], "+"))
         before = t
     return table
+
+
+def _token_text(row: dict[str, Any], t: int) -> Text:
+    """A token on one line; not markup, because a model wrote it."""
+    from tokencredit.shading import visible
+    from tokencredit.token_text import PART
+
+    return Text(visible(row["tokens"][t]).replace("\n", "") + PART * (t in row["partial"]))
+
+
+def _decimals(value: float, sign: str = "-") -> str:
+    """Three decimals; more digits where those would show a value that is not zero as zero."""
+    if value == 0:
+        return "0"
+    return f"{value:{sign}.3f}" if abs(value) >= 5e-4 else f"{value:{sign}.1e}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,16 +21,28 @@ from rich.progress import ProgressColumn as RichColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-console = Console(highlight=False)
+# Without emoji codes: a path or a model's output may hold ":bug:".
+console = Console(highlight=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: paths, names and model output may look like Rich's markup, and are never broken."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _complain(message: str) -> None:
+    line = f"[bold red]error:[/] {escape(' '.join(map(str.strip, message.splitlines())))}"
+    Console(stderr=True, highlight=False, emoji=False).print(line, soft_wrap=True)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Around the checking of a user's input: a ValueError ends the command with its message, exit code 2."""
+    """Around the checking of a user's input: a ValueError ends the command with its message, in one line, and exit
+    code 2."""
     try:
         yield
     except ValueError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+        _complain(str(error))
         raise typer.Exit(2) from None
 
 
@@ -38,14 +52,48 @@ def needed_packages(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        install = escape(f'pip install "tokencredit[{extra}]"')
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] this command needs {error.name}: {install}")
+        _complain(f'this command needs {error.name}: pip install "tokencredit[{extra}]"')
         raise typer.Exit(1) from None
 
 
 def offline() -> None:
-    """For what needs no hub: transformers would ask it about local models. To be called before it is imported."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    """Ask nothing of the hub, where transformers would ask it about models that are local. A user's own HF_HUB_OFFLINE
+    is left as it is.
+
+    huggingface_hub reads the variable once, when it is imported, and importing tokencredit imports it by way of
+    transformers. So the variable alone serves only processes that are started from here. In this one, huggingface_hub
+    and datasets look at constants of their own at each request, and these are set too.
+    """
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name, constant in _OFFLINE_CONSTANTS:
+        if name in sys.modules:
+            setattr(sys.modules[name], constant, True)
+
+
+_OFFLINE_CONSTANTS = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_DATASETS_OFFLINE"),
+)
+
+
+def offline_if_local(*sources: str | Path | None) -> None:
+    """`offline`, if every model or file that is named (not None) is here, and no adapter whose base model is not."""
+    if all(source is None or _is_local(Path(source)) for source in sources):
+        offline()
+
+
+def _is_local(path: Path) -> bool:
+    adapter = path / "adapter_config.json"
+    if not adapter.is_file():
+        return path.exists()
+    try:
+        base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        return False
+    return base is not None and Path(base).exists()
 
 
 def quiet_libraries() -> None:
@@ -92,18 +140,18 @@ class Bars:
 
     def stage(self, name: str, total: int) -> None:
         self._name, self._total, self._said, self._started = name, total, 0, time.monotonic()
-        self._task = self._progress.add_task(name, total=total, note="")
+        self._task = self._progress.add_task(escape(name), total=total, note="")
 
     def advance(self, done: int, note: str = "") -> None:
         assert self._task is not None, "stage() comes first"
-        self._progress.update(self._task, completed=done, note=note)
+        self._progress.update(self._task, completed=done, note=escape(note))
         tenth = done * 10 // self._total
         if not self._live and tenth > self._said:
             self._said = tenth
             seconds = (time.monotonic() - self._started) / done * (self._total - done)
             left = f"({seconds / 60:.0f} min left)" if seconds >= 90 else ""
-            console.print(" ".join(filter(None, (f"{self._name}: {done}/{self._total}", note, left))))
+            say(" ".join(filter(None, (f"{self._name}: {done}/{self._total}", note, left))))
             sys.stdout.flush()
 
     def message(self, text: str) -> None:
-        console.print(escape(text))
+        say(text)

@@ -7,14 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tokencredit.cli.terminal import console, needed_packages, user_errors
+from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.terminal import needed_packages, say, user_errors
 
 
 def train(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(help="A YAML file of arguments.", show_default=False, exists=True, dir_okay=False),
+        typer.Option(
+            help="A YAML file of arguments. Rewards in it as package.module:function are imported, and so run.",
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load and check everything, take one step, save nothing.")
@@ -26,24 +32,50 @@ def train(
     `tokencredit train --config examples/atpo.yaml --learning_rate 2e-6`.
     """
     with needed_packages("trl"):
-        from trl import ModelConfig, TrlParser
+        from trl import ModelConfig
 
+        from tokencredit.cli.train_config import Parser, check_config
+        from tokencredit.prompts import check_texts
         from tokencredit.trainers.trl import CreditGRPOConfig
         from tokencredit.trainers.trl_script import TrainArguments, build_trainer
     given = [*([] if config is None else ["--config", str(config)]), *context.args]
     with needed_packages("math"), user_errors():
         arguments: Any = (TrainArguments, CreditGRPOConfig, ModelConfig)
-        parser = TrlParser(arguments, prog="tokencredit train")
+        parser = Parser(arguments, prog="tokencredit train")
+        if config is not None:
+            check_config(config, parser)
         script, args, model = parser.parse_args_and_config(given)
+        check_folder(Path(args.output_dir), "output_dir")
         if dry_run:
             args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
             args.resume_from_checkpoint = None
-        trainer = build_trainer(script, args, model)
+        _check_model(model)
+        try:
+            trainer = build_trainer(script, args, model)
+            problems: Any = trainer.train_dataset
+        except OSError as error:  # a file or a model that cannot be read
+            raise ValueError(f"the run cannot be prepared: {error}") from None
+        check_texts(problems["prompt"], trainer.processing_class)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if dry_run:
         row = next(row for row in trainer.state.log_history if "reward" in row)
-        console.print(f"dry run: one step of {args.credit_method}, reward {float(row['reward']):.3f}")
+        say(f"dry run: one step of {args.credit_method}, reward {float(row['reward']):.3f}")
         return
     trainer.save_model(args.output_dir)
     trainer.create_model_card(model_name=Path(args.output_dir).name)
-    console.print(f"saved: {args.output_dir}")
+    say(f"saved: {args.output_dir}")
+
+
+def _check_model(model: Any) -> None:
+    """Before the data are read. Without a name, `build_trainer` says what is missing."""
+    from transformers import AutoConfig
+
+    name = model.model_name_or_path
+    if not name:
+        return
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ValueError(f"there is no folder {name} to load the model (model_name_or_path) from")
+    try:
+        AutoConfig.from_pretrained(name, revision=model.model_revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model {name} cannot be loaded: {error}") from None

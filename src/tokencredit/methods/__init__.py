@@ -57,7 +57,7 @@ def method(name: str, **params: Any) -> Method:
     Raises:
         ValueError: an unknown name or parameter (the message lists the valid ones), or a value out of range.
     """
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         guess = get_close_matches(str(name), _METHODS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         raise ValueError(f"unknown method {name!r}{hint} Valid methods: {', '.join(methods())}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_number
+from tokencredit.methods.base import check_number, check_whole
 from tokencredit.notices import NO_ANSWER
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
@@ -45,8 +45,7 @@ class ATPO:
     uniform_because: ClassVar[Mapping[str, str]] = MappingProxyType({"no_answer": NO_ANSWER})
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layers, int) or self.layers < 1:
-            raise ValueError(f"layers must be a whole number of at least 1; got {self.layers!r}")
+        check_whole("layers", self.layers, 1, high=10_000)
         check_number("temperature", self.temperature, 0)
         check_number("floor", self.floor, 0, 1)
 

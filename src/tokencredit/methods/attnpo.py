@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
 from tokencredit.head_files import HeadFile
-from tokencredit.methods.base import check_choice, check_heads, check_number, step_means
+from tokencredit.methods.base import check_choice, check_heads, check_number, shown, step_means
 from tokencredit.notices import NO_ANSWER
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
@@ -64,6 +64,8 @@ class AttnPO:
     )
 
     def __post_init__(self) -> None:
+        if self.model is not None and not (isinstance(self.model, str) and self.model):
+            raise ValueError(f"model must be the signature of a model, a text, or None; got {shown(self.model)}")
         if isinstance(self.heads, str | PathLike):
             file = HeadFile.read(self.heads)
             if self.model not in (None, file.model):
@@ -76,7 +78,7 @@ class AttnPO:
         check_number("delta", self.delta, 0, 1)
         check_number("delay", self.delay, 0)
         if not isinstance(self.incorrect, bool):
-            raise ValueError(f"incorrect must be true or false; got {self.incorrect!r}")
+            raise ValueError(f"incorrect must be true or false; got {shown(self.incorrect)}")
         check_choice("baseline_length", self.baseline_length, ("response", "sequence"))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Rational, Real
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,9 +18,9 @@ from tokencredit.signals.types import Needs, Signals
 class Method(Protocol):
     """A frozen dataclass of parameters that turns signals into credit.
 
-    Two optional class attributes say more about it: `sign_only` (bool, False where it is absent), that its weights
-    depend on the outcome advantage by its sign alone; and `uniform_because`, which maps the name of a diagnostic, 1
-    where a completion was left uniform, to an explanation for the user (see `tokencredit.notices`).
+    Two optional class attributes say more about it: `sign_only` (bool, False where it is absent), that it has weights,
+    which depend on the outcome advantage by its sign alone; and `uniform_because`, which maps the name of a diagnostic,
+    1 where a completion was left uniform, to an explanation for the user (see `tokencredit.notices`).
     """
 
     name: ClassVar[str]
@@ -81,22 +81,47 @@ def check_heads(name: str, heads: Any, found_by: str) -> tuple[tuple[int, int], 
     if not pairs or not all(len(pair) == 2 and all(type(i) is int for i in pair) for pair in pairs):
         raise ValueError(
             f"{name} must be (layer, head) pairs, at least one, such as ((16, 2), (20, 9)), which {found_by} finds; "
-            f"got {heads!r}"
+            f"got {shown(heads)}"
         )
     if len(set(pairs)) < len(pairs):
-        raise ValueError(f"{name} names a head twice: {heads!r}")
+        raise ValueError(f"{name} names a head twice: {shown(heads)}")
     return tuple((layer, head) for layer, head in pairs)
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise a ValueError unless `value` is a finite number in [low, high], or (low, high] with `open_low`."""
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (low < value if open_low else low <= value) or not value <= high:
+    if not _is_float32(value) or not (low < value if open_low else low <= value) or not value <= high:
         range_ = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a number in {range_}; got {value!r}")
+        raise ValueError(f"{name} must be a number in {range_}; got {shown(value)}")
+
+
+def _is_float32(value: Any) -> bool:
+    """`value` is a number that float32 can hold, since credit is float32; True and False are not numbers."""
+    fraction = isinstance(value, Rational) and not isinstance(value, Integral)
+    if not isinstance(value, Real) or isinstance(value, bool) or fraction:
+        return False
+    # This comparison is exact for whole numbers of any size, and False for NaN.
+    size: Any = abs(value)
+    return bool(size <= torch.finfo(torch.float32).max)
+
+
+def check_whole(name: str, value: Any, low: int, high: int = 10**9) -> None:
+    """Raise a ValueError unless `value` is a whole number in [low, high]. True and False are not numbers."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}; got {shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A refused value for a message, on one line and at most 80 characters long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        # Python refuses to print whole numbers of more than 4300 digits.
+        return f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, additive
-from tokencredit.methods.base import check_choice, check_number
+from tokencredit.methods.base import check_choice, check_number, check_whole
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, RewardAttribution, RewardNeed, Signals
@@ -49,8 +49,7 @@ class P2T:
         check_choice("null", self.null, ("pad", "eos", "zero", "mean"))
         check_choice("estimator", self.estimator, ("taylor", "exact", "integrated"))
         check_choice("backward", self.backward, ("single", "per_step"))
-        if not isinstance(self.path_points, int) or self.path_points < 1:
-            raise ValueError(f"path_points must be a whole number of at least 1; got {self.path_points!r}")
+        check_whole("path_points", self.path_points, 1)
 
     @property
     def needs(self) -> Needs:

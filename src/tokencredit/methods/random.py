@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_number, top_count
+from tokencredit.methods.base import check_number, check_whole, top_count
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.types import Needs, Signals
 
@@ -32,6 +32,7 @@ class Random:
     def __post_init__(self) -> None:
         check_number("q", self.q, 0, 1, open_low=True)
         check_number("amplification", self.amplification, 0)
+        check_whole("seed", self.seed, -(10**18), 10**18)
 
     @property
     def needs(self) -> Needs:
@@ -44,5 +45,5 @@ class Random:
                 prompt = rollouts.prompt_ids[i][rollouts.prompt_mask[i]].tolist()
                 completion = rollouts.completion_ids[i][rollouts.completion_mask[i]].tolist()
                 chosen = random.Random(repr((self.seed, prompt, completion)))
-                weights[i, chosen.sample(range(length), top_count(self.q, length))] = self.amplification
+                weights[i, chosen.sample(range(length), top_count(self.q, length))] = float(self.amplification)
         return multiplicative(rollouts, advantages, weights)

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.credit import Credit, multiplicative
-from tokencredit.methods.base import check_choice, check_heads, check_number, top_count, top_mask
+from tokencredit.methods.base import (
+    check_choice,
+    check_heads,
+    check_number,
+    check_whole,
+    shown,
+    top_count,
+    top_mask,
+)
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention_statistics import HeadDistances
 from tokencredit.signals.types import DistanceNeed, Needs, Signals
+
+LONGEST = 10**9
+"""The longest distance that a horizon may have."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +79,10 @@ class Rhythm:
         check_choice("sign", self.sign, ("both", "positive", "negative"))
         check_choice("select", self.select, ("top", "bottom"))
         check_choice("heads", self.heads, ("targeted", "all"))
-        for name, value in (("window", self.window), ("k", self.k)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-        object.__setattr__(self, "horizon", tuple(self.horizon))
-        if len(self.horizon) != 2 or not 1 <= self.horizon[0] <= self.horizon[1]:
-            raise ValueError(f"horizon must be (low, high) with 1 <= low <= high; got {self.horizon}")
+        check_whole("window", self.window, 1)
+        check_whole("k", self.k, 1)
+        object.__setattr__(self, "horizon", _checked_horizon(self.horizon))
+        self._check_amplification()
         if (self.local_heads is None) != (self.global_heads is None):
             raise ValueError("give local_heads and global_heads together, or neither")
         if self.local_heads is not None and self.heads == "all":
@@ -81,6 +90,16 @@ class Rhythm:
         if self.local_heads is not None and self.global_heads is not None:
             object.__setattr__(self, "local_heads", check_heads("local_heads", self.local_heads, "tc.group_heads"))
             object.__setattr__(self, "global_heads", check_heads("global_heads", self.global_heads, "tc.group_heads"))
+
+    def _check_amplification(self) -> None:
+        """An intro that is also an anchor gets the share 1 + alpha, and so the weight 1 + (amplification - 1) *
+        (1 + alpha), which must not be negative."""
+        lowest = self.alpha / (1 + self.alpha)
+        if self.strategy == "coupled" and self.amplification < lowest:
+            raise ValueError(
+                f"amplification must be at least alpha / (1 + alpha) = {lowest:.4g} with strategy=coupled and "
+                f"alpha={self.alpha:g}, or some weights are negative; got {self.amplification:g}"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -110,7 +129,8 @@ class Rhythm:
         elif self.strategy == "global":
             weights = 1 + bonus * self._selected(fai, mask)
         else:
-            weights = 1 + bonus * self._coupled(waad, delta, self._selected(fai, mask), mask)
+            # At the lowest amplification that is allowed, rounding could leave a weight just below 0.
+            weights = (1 + bonus * self._coupled(waad, delta, self._selected(fai, mask), mask)).clamp(min=0)
         wanted = {"both": advantages != 0, "positive": advantages > 0, "negative": advantages < 0}[self.sign]
         return multiplicative(rollouts, advantages, torch.where(wanted.to(mask.device)[:, None], weights, 1.0))
 
@@ -146,16 +166,27 @@ class Rhythm:
         keeps 1 - alpha, and that token, its intro, gets alpha; other anchors get 1. Shares add up where they meet; an
         intro gets its share once, however many anchors point at it.
         """
-        before = torch.nn.functional.pad(delta, (self.k, 0), value=-torch.inf).unfold(1, self.k, 1)[:, : delta.shape[1]]
+        k = min(self.k, delta.shape[1])
+        before = torch.nn.functional.pad(delta, (k, 0), value=-torch.inf).unfold(1, k, 1)[:, : delta.shape[1]]
         highest = before.amax(-1)
         follows = (waad <= _quantiles(waad, mask, 0.5)) & (highest >= _quantiles(delta, mask, 0.6))
         dominated = anchors.bool() & follows & (highest > -torch.inf)
         # The earliest of equal ones: argmax returns the first.
-        first = torch.arange(delta.shape[1], device=delta.device) - self.k + before.argmax(-1)
+        first = torch.arange(delta.shape[1], device=delta.device) - k + before.argmax(-1)
         rows, at = dominated.nonzero(as_tuple=True)
         intros = torch.zeros_like(anchors)
         intros[rows, first[rows, at]] = 1.0
         return torch.where(dominated, 1 - self.alpha, anchors) + self.alpha * intros
+
+
+def _checked_horizon(horizon: Any) -> tuple[int, int]:
+    """(low, high). Raises a ValueError unless they are two whole numbers with 1 <= low <= high."""
+    pair = tuple(horizon) if isinstance(horizon, list | tuple) else ()
+    if len(pair) != 2 or not all(type(end) is int for end in pair) or not 1 <= pair[0] <= pair[1] <= LONGEST:
+        raise ValueError(
+            f"horizon must be (low, high), whole numbers with 1 <= low <= high <= {LONGEST}; got {shown(horizon)}"
+        )
+    return pair[0], pair[1]
 
 
 def _quantiles(values: Tensor, mask: Tensor, q: float) -> Tensor:

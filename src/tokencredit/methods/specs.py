@@ -54,7 +54,25 @@ def check_specs(specs: tuple[str, ...]) -> None:
 def sketch(spec: str) -> Method:
     """The method, with any head in place of those that have to be found on a model: tells what it reads."""
     name, params = parse_spec(spec)
-    return method(name, **({"heads": ((0, 0),)} if needs_heads(name, params) else {}), **params)
+    heads = {"heads": ((0, 0),)} if needs_heads(name, params) else {}
+    try:
+        return method(name, **heads, **params)
+    except TypeError as error:
+        raise ValueError(_of_wrong_type(name, heads, params, error)) from None
+
+
+def _of_wrong_type(name: str, heads: dict[str, Any], params: dict[str, Any], error: TypeError) -> str:
+    """Says which parameters have a value of a type that the method cannot take: those it cannot take alone either."""
+    wrong = []
+    for key, value in params.items():
+        try:
+            method(name, **(heads | {key: value}))
+        except TypeError:
+            wrong.append(key)
+        except ValueError:
+            continue  # a value out of range, or one that another parameter has to go with
+    given = ", ".join(f"{key}={params[key]!r:.60}" for key in wrong or params)
+    return f"method {name}: {given} is of a type that the method does not take ({error})"
 
 
 def needs_heads(name: str, params: dict[str, Any]) -> bool:

@@ -6,17 +6,51 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Figure = dict[str, Any]
+Bounds = tuple[float | None, float | None]
+"""The least and the largest value that a quantity can have, None where there is no limit; axes do not go beyond."""
+SHARE: Bounds = (0.0, 1.0)
+CORRELATION: Bounds = (-1.0, 1.0)
+_ROUNDING = 1e-6
 
 
-def lines(title: str, x: str, y: str, series: Mapping[str, Sequence[Sequence[float | None]]], note: str = "") -> Figure:
-    """A line a name. Points are (x, y), or (x, y, low, high), whose bounds are shown as a band."""
+def share(value: float | None) -> float | None:
+    """A share of the credit, or a Gini, as 0 where it differs from 0 by rounding alone: weights are in float32."""
+    return 0.0 if value is not None and abs(value) < _ROUNDING else value
+
+
+def lines(
+    title: str,
+    x: str,
+    y: str,
+    series: Mapping[str, Sequence[Sequence[float | None]]],
+    note: str = "",
+    *,
+    bounds: Bounds | None = None,
+) -> Figure:
+    """A line a name. Points are (x, y), or (x, y, low, high), which are shown as a band."""
     named = [{"name": name, "points": [list(point) for point in points]} for name, points in series.items()]
-    return {"kind": "lines", "title": title, "note": note, "x": x, "y": y, "series": named}
+    return {"kind": "lines", "title": title, "note": note, "x": x, "y": y, "series": named, "bounds": bounds}
 
 
-def intervals(title: str, x: str, rows: Iterable[Figure], *, reference: float | None = None, note: str = "") -> Figure:
+def intervals(
+    title: str,
+    x: str,
+    rows: Iterable[Figure],
+    *,
+    reference: float | None = None,
+    note: str = "",
+    bounds: Bounds | None = None,
+) -> Figure:
     """A dot and its interval a row, beside a line at `reference`; rows are made by `interval`."""
-    return {"kind": "intervals", "title": title, "note": note, "x": x, "rows": list(rows), "reference": reference}
+    return {
+        "kind": "intervals",
+        "title": title,
+        "note": note,
+        "x": x,
+        "rows": list(rows),
+        "reference": reference,
+        "bounds": bounds,
+    }
 
 
 def interval(

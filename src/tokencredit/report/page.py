@@ -16,17 +16,21 @@ from importlib.metadata import version
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tokencredit.report.figures import Figure
+from tokencredit.steps import BOXED
 from tokencredit.testbed.files import write_text
 
 MOST_TRACES, MOST_BYTES = 200, 2_100_000
 """Of a page; bytes are compressed, and a third more in base64, so that a page stays below 3 MB."""
-_SCRIPTS = ("data.js", "figures.js", "list.js", "panes.js", "behind.js", "export.js", "main.js")
+_SCRIPTS = (
+    *("data.js", "labels.js", "matrix.js", "figures.js", "list.js", "opening.js", "panes.js", "behind.js"),
+    *("export.js", "main.js"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,16 @@ class Page:
         facts: (name, value) pairs for its head.
         traces: rows of `analysis.traces.trace_rows`; with `source`, who wrote them, where there are several.
         groups: sections of figures, each made by `figures.group`.
+        opens_with: "traces" or "groups": which of them come first.
+        delimiters: what may stand between reasoning and answer; the page names the one that it finds in a trace.
     """
 
     title: str
     facts: Sequence[tuple[str, str]]
     traces: Sequence[dict[str, Any]]
     groups: Sequence[Figure]
+    opens_with: Literal["traces", "groups"] = "traces"
+    delimiters: Sequence[str] = ("</think>", BOXED)
 
     def as_json(self) -> dict[str, Any]:
         kept = _kept(self.traces)
@@ -53,6 +61,8 @@ class Page:
             "traces": kept,
             "traces_note": _note(len(kept), len(self.traces)),
             "groups": list(self.groups),
+            "opens_with": self.opens_with,
+            "delimiters": list(self.delimiters),
         }
 
 

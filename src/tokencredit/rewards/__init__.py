@@ -33,6 +33,9 @@ def names() -> list[str]:
 def find(name: str) -> Reward:
     """A reward by its name, or your own by its dotted path: `find("package.module:function")`.
 
+    Your own module is imported, which runs the code in it: take such a path, and a configuration file that may hold
+    one, only from whom you would take a program.
+
     Raises:
         ValueError: no reward has that name; or the path leads to no function.
         ModuleNotFoundError: the reward needs a package that is not installed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from numbers import Number
 from typing import Any
 
 END_THINK, BOXED = "</think>", "\\boxed{"
@@ -21,6 +23,66 @@ def checked(by: Callable[[Columns], None]) -> Callable[[Any], Any]:
         return reward
 
     return mark
+
+
+def name_of(reward: Any) -> str:
+    """What to call a reward function in a message; also one with some arguments filled in, or an object."""
+    return getattr(getattr(reward, "func", reward), "__name__", type(reward).__name__)
+
+
+def checked_values(values: Any, name: str, count: int) -> list[float | None]:
+    """What a reward function returned, as a list of numbers, with None where it has nothing to say.
+
+    Args:
+        values: a list, a tuple, or a tensor or array of one dimension. Truth values count as 0 and 1.
+        name: of the function, for the message.
+        count: the completions it was given.
+
+    Raises:
+        ValueError: it returned something else, other than `count` values, or one that is no finite number.
+    """
+    expected = f"expected a list of {count} numbers, one a completion (None where it has nothing to say)"
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable) or _ndim(values) == 0:
+        raise ValueError(f"the reward function {name} returned {values!r:.60} ({type(values).__name__}); {expected}")
+    listed = list(values)
+    if len(listed) != count:
+        raise ValueError(f"the reward function {name} gave {len(listed)} values for {count} completions; {expected}")
+    return [_checked_value(value, i, name, expected) for i, value in enumerate(listed)]
+
+
+def _checked_value(value: Any, i: int, name: str, expected: str) -> float | None:
+    if value is None:
+        return None
+    # Elements of tensors and arrays have no dimension, and become Python's numbers.
+    plain = value.item() if _ndim(value) == 0 else value
+    if not isinstance(plain, Number) or isinstance(plain, complex):
+        raise ValueError(f"the reward function {name} gave {value!r:.60} for completion {i}; {expected}")
+    try:
+        number = float(plain)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(
+            f"the reward function {name} gave {number} for completion {i}: give a finite number, or None where it has "
+            "nothing to say"
+        )
+    return number
+
+
+def _ndim(value: Any) -> int | None:
+    """Dimensions of a tensor or an array; None for anything else."""
+    return getattr(value, "ndim", None)
+
+
+def known_correct(rewards: Sequence[float]) -> list[bool | None]:
+    """Which completions are correct, as far as their rewards tell.
+
+    Where all of them are 0 or 1, those with 1 are correct and those with 0 are wrong. Otherwise it is not known of any
+    (None): a reward of 0.8 may be a correct answer with a penalty, or a wrong one with part of the credit.
+    """
+    if any(reward not in (0, 1) for reward in rewards):
+        return [None] * len(rewards)
+    return [reward == 1 for reward in rewards]
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokencredit.rewards import Reward
-from tokencredit.rewards.base import BOXED, END_THINK, as_completion, ground_truth
+from tokencredit.rewards.base import BOXED, END_THINK, as_completion, checked_values, ground_truth, name_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ def gold_misses(
     Args:
         problems: rows with `prompt`, `answer` (text), and whatever else the reward reads.
         on_progress: called with the number of problems done.
+
+    Raises:
+        ValueError: the reward returns no list of one number (or None).
     """
     missed = []
     for row, problem in enumerate(problems):
@@ -34,10 +37,12 @@ def gold_misses(
         completion = as_completion(prompt, f"<think>{END_THINK}{BOXED}{gold}}}")
         columns = {name: [value] for name, value in problem.items() if name != "prompt"}
         try:
-            score = reward(prompts=[prompt], completions=[completion], completion_ids=[[]], **columns)[0]
-            why = f"scores {score}"
+            values = reward(prompts=[prompt], completions=[completion], completion_ids=[[]], **columns)
         except ValueError as error:
             score, why = None, str(error)
+        else:
+            (score,) = checked_values(values, name_of(reward), 1)
+            why = f"scores {score}"
         if score != 1:
             missed.append(GoldMiss(row, gold, why))
         if on_progress is not None:

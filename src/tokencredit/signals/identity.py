@@ -73,9 +73,10 @@ def _fingerprint(model: Any, vocabulary: int) -> int:
     known = min(1024, 1 << (vocabulary.bit_length() - 1))
     token = torch.arange(_TOKENS) * known // _TOKENS
     rows: Tensor = embed(token.to(device_of(embed, torch.device("cpu")))).float().cpu()
-    place = torch.arange(_BITS)
-    # A prime, so that the columns are all over the width.
-    values = rows[place % _TOKENS, place * 7919 % rows.shape[1]]
+    slot, turn = torch.arange(_BITS) % _TOKENS, torch.arange(_BITS) // _TOKENS
+    # Four columns of each token, a quarter of the width apart; the prime spreads those of different tokens.
+    columns = (slot * 7919 + turn * max(1, rows.shape[1] // 4)) % rows.shape[1]
+    values = rows[slot, columns]
     bits = (values > values.median()).tolist()
     return sum(1 << i for i, bit in enumerate(bits) if bit)
 

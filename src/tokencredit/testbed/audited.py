@@ -15,7 +15,7 @@ from tokencredit.audit.counterfactual import replacement_effect
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, monte_carlo_advantage
 from tokencredit.labelled import padded_right
 from tokencredit.rollouts import Rollouts
-from tokencredit.steps import TokenPieces, mark_spans
+from tokencredit.steps import TokenPieces, find_spans
 from tokencredit.testbed.evaluate import completion_text, sample
 from tokencredit.testbed.heads import said_once
 from tokencredit.testbed.tasks import Problem, Task, TokenLabels, label_tokens, step_starts
@@ -90,7 +90,7 @@ def sample_audited(
     )
     group = torch.arange(len(asked)) // group_size
     marked = replace(
-        mark_spans(rollouts, tokenizer, step_starts), rewards=correct.float(), correct=correct, group=group
+        find_spans(rollouts, tokenizer, step_starts), rewards=correct.float(), correct=correct, group=group
     )
     return Audited(marked, asked, truth)
 

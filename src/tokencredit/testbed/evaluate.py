@@ -71,25 +71,28 @@ def complete(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Rollouts:
-    """`sample` for prompts that are tokens already: batches of ids and mask, (B, P) each, left-padded."""
+    """`sample` for prompts that are tokens already: batches of ids and mask, (B, P) each, left-padded.
+
+    The policy gets them on its own device; the rollouts are on the device of the prompts.
+    """
     parts = []
-    was_training = policy.training
+    was_training, device = policy.training, next(policy.parameters()).device
     policy.eval()
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for prompt_ids, prompt_mask in prompts:
                 ids = policy.generate(  # type: ignore[operator]
-                    input_ids=prompt_ids,
-                    attention_mask=prompt_mask.long(),
+                    input_ids=prompt_ids.to(device),
+                    attention_mask=prompt_mask.long().to(device),
                     max_new_tokens=max_new_tokens,
                     do_sample=temperature > 0,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                     **sampling,
                 )
-                completion = ids[:, prompt_ids.shape[1] :]
+                completion = ids[:, prompt_ids.shape[1] :].to(prompt_ids.device)
                 mask = _until_eos(completion, tokenizer.eos_token_id)
                 parts.append((prompt_ids, prompt_mask.bool(), completion, mask))
     finally:

@@ -31,7 +31,7 @@ from tokencredit.methods import Method
 from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.policy import reading
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.testbed.evaluate import completion_text
 from tokencredit.testbed.tasks import Problem, Task, step_starts
 from tokencredit.testbed.training import Budget, Trained
@@ -94,7 +94,8 @@ def train_lean(
     policy = _trainable_copy(checkpoint, budget, adapted)
     update = Updates(policy, budget.lora_learning_rate if adapted else budget.learning_rate, budget.updates_per_step)
     assign_credit = assign_credit or own_credit(m, reward_model)
-    generator = torch.Generator().manual_seed(budget.seed)
+    # Completions are sampled on the policy's device, which the generator has to be on.
+    generator = torch.Generator(next(policy.parameters()).device).manual_seed(budget.seed)
     seconds, tokens = 0.0, 0
     for step, problems in enumerate(islice(prompt_batches(training, budget), budget.steps), start=1):
         started = time.perf_counter()
@@ -104,7 +105,8 @@ def train_lean(
         generated = time.perf_counter()
         credit = assign_credit(batch)
         row = {"step": step, "credit/seconds": time.perf_counter() - generated}
-        update(rollouts, credit.advantages, torch.randperm(len(rollouts), generator=generator))
+        order = torch.randperm(len(rollouts), generator=generator, device=generator.device).cpu()
+        update(rollouts, credit.advantages, order)
         seconds += (took := time.perf_counter() - started)
         tokens += int(rollouts.attention_mask.sum())
         row |= {"tokens": tokens, **_metrics(rollouts, credit), "credit/share_of_step": row["credit/seconds"] / took}
@@ -154,7 +156,7 @@ def roll_out(
         correct=correct,
         group=torch.arange(len(rows)) // copies,
     )
-    return mark_spans(rollouts, tokenizer, step_starts)
+    return find_spans(rollouts, tokenizer, step_starts)
 
 
 class Updates:
@@ -209,17 +211,19 @@ class Updates:
 
 
 def _logprob(policy: nn.Module, rollouts: Rollouts) -> Tensor:
-    """(B, T): the log-probability of each completion token; that of padding is 0."""
+    """(B, T): the log-probability of each completion token, on the rollouts' device; that of padding is 0."""
+    device = next(policy.parameters()).device
     longest, width = int(rollouts.lengths.max()), rollouts.prompt_ids.shape[1]
     real = slice(width - int(rollouts.prompt_mask.sum(1).max()), width + longest)
     logits = policy(
-        input_ids=rollouts.input_ids[:, real],
-        attention_mask=rollouts.attention_mask[:, real].long(),
-        position_ids=rollouts.position_ids[:, real],
+        input_ids=rollouts.input_ids[:, real].to(device),
+        attention_mask=rollouts.attention_mask[:, real].long().to(device),
+        position_ids=rollouts.position_ids[:, real].to(device),
         logits_to_keep=longest + 1,
         use_cache=False,
     ).logits[:, :-1]
-    found = logits.log_softmax(-1).gather(2, rollouts.completion_ids[:, :longest, None])[..., 0]
+    targets = rollouts.completion_ids[:, :longest, None].to(device)
+    found = logits.log_softmax(-1).gather(2, targets)[..., 0].to(rollouts.completion_ids.device)
     found = found.masked_fill(~rollouts.completion_mask[:, :longest], 0.0)
     return pad(found, (0, rollouts.completion_ids.shape[1] - longest))
 

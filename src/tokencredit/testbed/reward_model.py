@@ -95,12 +95,13 @@ def step_quality(
         ValueError: all steps are right, or all are wrong.
     """
     lessons = _Lessons(task, problems, tokenizer, seed)
-    scorer = RewardModel(model)
+    scorer, embeddings = RewardModel(model), model.get_input_embeddings()
+    device = model.device
     scores: dict[int, list[float]] = {0: [], 1: []}
     with torch.no_grad():
         for i in range(len(lessons)):
-            ids, labels = torch.tensor(lessons[i]["input_ids"]), lessons[i]["labels"]
-            score = scorer(model.get_input_embeddings()(ids)[None], torch.ones(1, len(ids), dtype=torch.bool))[0]
+            ids, labels = torch.tensor(lessons[i]["input_ids"], device=device), lessons[i]["labels"]
+            score = scorer(embeddings(ids)[None], torch.ones(1, len(ids), dtype=torch.bool, device=device))[0]
             for label, value in zip(labels, score.tolist(), strict=True):
                 if label != UNLABELLED:
                     scores[label].append(value)

@@ -14,7 +14,7 @@ from tokencredit import outcome
 from tokencredit.analysis.traces import VIEW, attention_pictures, trace_rows
 from tokencredit.methods import Method
 from tokencredit.signals import collect
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.testbed.evaluate import completion_texts, sample
 from tokencredit.testbed.tasks import Problem, Task, label_tokens, step_starts
 
@@ -42,7 +42,7 @@ def collect_traces(
     correct = torch.tensor([task.verify(p, text) for p, text in zip(asked, texts, strict=True)])
     group = torch.arange(len(asked)) // group_size
     rollouts = replace(
-        mark_spans(rollouts, tokenizer, step_starts), rewards=correct.float(), correct=correct, group=group
+        find_spans(rollouts, tokenizer, step_starts), rewards=correct.float(), correct=correct, group=group
     )
     signals = collect(policy, rollouts, reduce(or_, (m.needs for m in methods.values()), VIEW), reward_model)
     advantages = outcome.grpo(correct.float(), group)

@@ -23,7 +23,7 @@ from tokencredit import outcome
 from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
-from tokencredit.steps import Splitter, mark_spans
+from tokencredit.steps import Splitter, find_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.trl_card import add_credit_section
 from tokencredit.trainers.trl_checks import (
@@ -227,7 +227,7 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _mark(self, rollouts: Rollouts) -> Rollouts:
         end = self.args.credit_end_of_reasoning
-        return mark_spans(rollouts, self.processing_class, self._splitter, end_of_reasoning=end)
+        return find_spans(rollouts, self.processing_class, self._splitter, end_of_reasoning=end)
 
     @property
     def _generations(self) -> int:

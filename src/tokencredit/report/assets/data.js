@@ -37,6 +37,21 @@ const visible = (text, longest = LONGEST) => {
   return kept.length === text.length ? spelt : `${spelt}… (${text.length.toLocaleString("en")} characters)`;
 };
 
+// Bytes of a character that a later token completes have a dot in their place.
+const PART = "·";
+const PART_TITLE = "part of the next character";
+const isPart = (trace, t) => Boolean(trace.partial?.length) && partsOfCharacters(trace).has(t);
+const shownToken = (trace, t, longest) => {
+  const text = trace.tokens[t];
+  if (!isPart(trace, t)) return visible(text, longest);
+  return `${text === "" ? "" : visible(text, longest)}${PART}`;
+};
+const partsOfCharacters = (trace) => {
+  if (!partial.has(trace)) partial.set(trace, new Set(trace.partial));
+  return partial.get(trace);
+};
+const partial = new WeakMap();
+
 const number = (value, digits = 3) => {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
@@ -44,6 +59,8 @@ const number = (value, digits = 3) => {
   const size = Math.abs(value);
   return size < 0.001 || size >= 1e5 ? value.toExponential(2) : String(+value.toPrecision(digits + 1));
 };
+// A Gini or a share of the credit; weights are in float32, and what is smaller than their rounding is 0.
+const share = (value) => number(Math.abs(value ?? 1) < 1e-6 ? 0 : value, 1);
 const signed = (value) => (value > 0 ? `+${number(value)}` : number(value).replace(/^-/, "−"));
 
 const csv = (table) => {

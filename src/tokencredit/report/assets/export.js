@@ -1,10 +1,12 @@
 // The trace as it stands, for a paper, on white; and the page's data.
 
+const LARGEST = 16384; // pixels a side that every browser draws into one picture; beyond it some draw nothing
 const EXPORT = { width: 900, size: 14, line: 24, margin: 20, most: 2000, ink: "#1b1b1b" };
 const TONES = { p: "rgb(86,180,233)", w: "rgb(86,180,233)", n: "rgb(230,159,0)" };
 const FONT = "Menlo, Consolas, monospace";
 
-const traceSvg = () => {
+// The trace as SVG, and its height.
+const drawTrace = () => {
   const drawn = svg("svg", {
     xmlns: "http://www.w3.org/2000/svg",
     width: EXPORT.width,
@@ -23,7 +25,7 @@ const traceSvg = () => {
   }
   drawn.setAttribute("height", y);
   drawn.prepend(svg("rect", { width: EXPORT.width, height: y, fill: "#ffffff" }));
-  return new XMLSerializer().serializeToString(drawn);
+  return { source: new XMLSerializer().serializeToString(drawn), height: y };
 };
 
 const drawTokens = (drawn, spans, top, widthOf) => {
@@ -74,15 +76,42 @@ const drawPart = (drawn, span, said, x, y, width) => {
 
 const exportName = (kind) => `trace-${traces[view.trace].number}.${kind}`;
 
-const exportSvg = () => download(exportName("svg"), new Blob([traceSvg()], { type: "image/svg+xml" }));
+// Why there is no picture, below the buttons; without a reason, nothing.
+const explain = (reason) => {
+  document.getElementById("export-problem")?.remove();
+  if (!reason) return;
+  const remedy = `Export it as SVG${view.methods.length > 1 ? ", or show fewer methods" : ""}.`;
+  const told = `Trace ${traces[view.trace].number} cannot be a PNG: ${reason}. ${remedy}`;
+  control("png").closest("p").after(html("p", { id: "export-problem", role: "alert", text: told }));
+};
 
+const exportSvg = () => {
+  explain(null);
+  download(exportName("svg"), new Blob([drawTrace().source], { type: "image/svg+xml" }));
+};
+
+// Twice as large as the SVG where that fits, and never smaller than it.
 const exportPng = async () => {
-  const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(traceSvg())}`;
-  await image.decode();
-  const canvas = html("canvas", { width: image.width * 2, height: image.height * 2 });
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  canvas.toBlob((blob) => download(exportName("png"), blob));
+  explain(null);
+  const { source, height } = drawTrace();
+  const scale = Math.min(2, LARGEST / height);
+  if (scale < 1) {
+    explain(`it is ${Math.ceil(height)} pixels tall, and browsers draw at most ${LARGEST} into one picture`);
+    return;
+  }
+  try {
+    const image = new Image();
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}`;
+    await image.decode();
+    const size = { width: Math.floor(EXPORT.width * scale), height: Math.floor(height * scale) };
+    const canvas = html("canvas", size);
+    canvas.getContext("2d").drawImage(image, 0, 0, size.width, size.height);
+    const blob = await new Promise((done) => canvas.toBlob(done));
+    if (!blob) throw new Error("the browser drew nothing");
+    download(exportName("png"), blob);
+  } catch (error) {
+    explain(error.message);
+  }
 };
 
 const exportJson = () => download("report.json", new Blob([JSON.stringify(page)], { type: "application/json" }));

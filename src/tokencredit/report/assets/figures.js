@@ -55,7 +55,7 @@ const legendOf = (spec, hidden, redraw) =>
             { width: 24, height: 10, "aria-hidden": "true" },
             svg("line", { x1: 0, x2: 24, y1: 5, y2: 5, ...stroke(i) }),
           ),
-          series.name,
+          html("span", { text: series.name }),
         ),
       ),
     ),
@@ -89,6 +89,12 @@ const extent = (values) => {
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
 };
 
+// Axes do not leave what the quantity can be: a share lies within 0 and 1.
+const within = ([low, high], bounds) => [
+  Math.max(low, bounds?.[0] ?? -Infinity),
+  Math.min(high, bounds?.[1] ?? Infinity),
+];
+const clamp = (v, [low, high]) => Math.max(low, Math.min(high, v));
 const scale = (from, to) => (v) => to[0] + ((v - from[0]) / (from[1] - from[0])) * (to[1] - to[0]);
 const text = (x, y, said, attributes = {}) => svg("text", { x, y, ...attributes, text: said });
 // Broken where a point has no y.
@@ -135,39 +141,28 @@ const drawLines = (spec, width, hidden) => {
   const height = spec.height ?? 230;
   const shown = spec.series.filter((_, i) => !hidden.has(i));
   const [x0, x1] = extent(shown.flatMap((s) => s.points.map((p) => p[0])));
-  const [y0, y1] = extent(shown.flatMap((s) => s.points.flatMap((p) => p.slice(1))));
-  const x = scale([x0, x1], [46, width - 12]);
-  const top = spec.marks?.length ? 32 : 10;
-  const y = scale([y0, y1], [height - 34, top]);
+  const [y0, y1] = within(extent(shown.flatMap((s) => s.points.flatMap((p) => p.slice(1)))), spec.bounds);
+  const [xs, ys] = [ticks(x0, x1, Math.max(2, width / 110)), ticks(y0, y1, 4)];
+  const left = Math.max(40, 12 + widest(ys.map((tick) => number(tick))), 4 + widest(xs.map((t) => number(t))) / 2);
+  const right = width - Math.max(12, 4 + widest(xs.map((tick) => number(tick))) / 2);
+  const x = scale([x0, x1], [left, right]);
+  const y = scale([y0, y1], [height - 34, spec.marks?.length ? 32 : 10]);
   const chart = canvasOf(spec, width, height);
-  for (const tick of ticks(y0, y1, 4)) {
+  for (const tick of ys) {
     chart.append(
-      svg("line", { class: "grid", x1: 46, x2: width - 12, y1: y(tick), y2: y(tick) }),
-      text(40, y(tick) + 4, number(tick), { "text-anchor": "end" }),
+      svg("line", { class: "grid", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
+      text(left - 6, y(tick) + 4, number(tick), { "text-anchor": "end" }),
     );
   }
-  for (const tick of ticks(x0, x1, Math.max(2, width / 110)))
-    chart.append(text(x(tick), height - 18, number(tick), { "text-anchor": "middle" }));
-  chart.append(text((46 + width) / 2, height - 3, spec.x, { "text-anchor": "middle", class: "axis" }));
-  // Names of neighbours stand above one another.
-  let [named, row] = [-Infinity, 0];
-  for (const mark of (spec.marks ?? []).toSorted((a, b) => a.at - b.at)) {
-    row = x(mark.at) - named < 70 ? 1 - row : 0;
-    named = x(mark.at);
-    chart.append(
-      svg(
-        "line",
-        { class: `mark ${mark.kind}`, x1: x(mark.at), x2: x(mark.at), y1: 4, y2: height - 34 },
-        svg("title", { text: mark.name }),
-      ),
-      text(x(mark.at) + 3, 12 + 13 * row, mark.name, { class: "marked" }),
-    );
-  }
+  for (const tick of xs) chart.append(text(x(tick), height - 18, number(tick), { "text-anchor": "middle" }));
+  chart.append(centred((left + right) / 2, height - 3, spec.x, width));
+  appendMarks(chart, spec.marks ?? [], x, width, height);
+  const yOf = (v) => y(clamp(v, [y0, y1]));
   spec.series.forEach((series, i) => {
     if (hidden.has(i) || !series.points.length) return;
     const banded = series.points.filter((p) => p.length > 2 && p[2] !== null);
     if (banded.length > 1) {
-      const outline = [...banded.map((p) => [x(p[0]), y(p[2])]), ...banded.toReversed().map((p) => [x(p[0]), y(p[3])])];
+      const outline = [...banded.map((p) => [x(p[0]), yOf(p[2])]), ...banded.toReversed().map((p) => [x(p[0]), yOf(p[3])])];
       chart.append(svg("path", { class: `band c${i % COLOURS}`, d: `${path(outline)}Z` }));
     }
     chart.append(
@@ -181,36 +176,59 @@ const drawLines = (spec, width, hidden) => {
   return chart;
 };
 
+// A line at each mark, and its name beside it where there is room; names that would meet stand above one another.
+const appendMarks = (chart, marks, x, width, height) => {
+  const ends = [-Infinity, -Infinity];
+  for (const mark of marks.toSorted((a, b) => a.at - b.at)) {
+    const [at, long] = [x(mark.at), widthOf(mark.name)];
+    const before = at + 3 + long > width;
+    const start = before ? at - 3 - long : at + 3;
+    const row = start > ends[0] ? 0 : 1;
+    ends[row] = start + long + 4;
+    chart.append(
+      svg(
+        "line",
+        { class: `mark ${mark.kind}`, x1: at, x2: at, y1: 4, y2: height - 34 },
+        svg("title", { text: mark.name }),
+      ),
+      text(start, 12 + 13 * row, mark.name, { class: "marked" }),
+    );
+  }
+};
+
 const drawIntervals = (spec, width) => {
-  const left = Math.min(width * 0.42, 12 + 7.2 * Math.max(1, ...spec.rows.map((row) => row.name.length)));
-  const step = 20;
-  const height = spec.rows.length * step + 34;
-  const [x0, x1] = extent([spec.reference, ...spec.rows.flatMap((row) => [row.value, row.low, row.high])]);
-  const x = scale([x0, x1], [left + 16, width - 14]);
+  const names = spec.rows.map((row) => wrapped(row.name, width * 0.42 - 12));
+  const left = 12 + widest(names.flat());
+  const tops = [4];
+  for (const lines of names) tops.push(tops.at(-1) + Math.max(20, 6 + LINE * lines.length));
+  const height = tops.at(-1) + 30;
+  const range = within(extent([spec.reference, ...spec.rows.flatMap((r) => [r.value, r.low, r.high])]), spec.bounds);
+  const found = ticks(...range, Math.max(2, (width - left) / 80));
+  const x = scale(range, [left + 16, width - Math.max(14, 4 + widest(found.map((tick) => number(tick))) / 2)]);
   const chart = canvasOf(spec, width, height);
-  for (const tick of ticks(x0, x1, Math.max(2, (width - left) / 80))) {
+  for (const tick of found) {
     chart.append(
       svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: 4, y2: height - 30 }),
       text(x(tick), height - 14, number(tick), { "text-anchor": "middle" }),
     );
   }
-  if (spec.reference !== null && spec.reference !== undefined) {
+  if (known(spec.reference)) {
     chart.append(
       svg("line", { class: "reference", x1: x(spec.reference), x2: x(spec.reference), y1: 4, y2: height - 30 }),
     );
   }
-  const longest = Math.floor(left / 7);
   spec.rows.forEach((row, i) => {
-    const middle = 14 + i * step;
-    const named = row.name.length > longest ? `${row.name.slice(0, longest - 1)}…` : row.name;
+    const middle = (tops[i] + tops[i + 1]) / 2;
     const group = svg(
       "g",
       { class: row.muted ? "muted" : null },
       svg("title", { text: `${row.name}: ${withInterval(row)}` }),
-      text(left, middle + 4, named, { "text-anchor": "end" }),
+      ...linesAt(left, middle, names[i]),
     );
-    if (row.low !== null && row.low !== undefined)
-      group.append(svg("line", { class: "series c0", x1: x(row.low), x2: x(row.high), y1: middle, y2: middle }));
+    if (known(row.low)) {
+      const [x1, x2] = [row.low, row.high].map((v) => x(clamp(v, range)));
+      group.append(svg("line", { class: "series c0", x1, x2, y1: middle, y2: middle }));
+    }
     if (row.value !== null)
       group.append(
         svg("circle", { class: row.filled === false ? "dot hollow" : "dot", cx: x(row.value), cy: middle, r: 4.5 }),
@@ -222,63 +240,6 @@ const drawIntervals = (spec, width) => {
 
 const withInterval = (row) =>
   `${number(row.value)}${row.low === null || row.low === undefined ? "" : ` [${number(row.low)}, ${number(row.high)}]`}`;
-
-const drawMatrix = (spec, width) => {
-  const left = Math.min(width * 0.3, 16 + 7.2 * Math.max(2, ...spec.rows.map((r) => String(r).length)));
-  const top = 6;
-  const bottom = spec.names ? Math.min(150, 10 + 6.5 * Math.max(1, ...spec.columns.map((c) => String(c).length))) : 34;
-  const side = Math.max(3, Math.min(spec.names ? 30 : 22, (width - left - 10) / spec.columns.length));
-  const tall = spec.names ? side : Math.max(side, 8);
-  const height = top + tall * spec.rows.length + bottom;
-  const chart = canvasOf(spec, width, height);
-  const largest = spec.high ?? Math.max(1e-12, ...spec.values.flat().map((v) => Math.abs(v ?? 0)));
-  spec.values.forEach((row, i) =>
-    row.forEach((value, j) => {
-      if (value === null) return;
-      const shade = Math.round(10 * Math.min(1, Math.abs(value) / largest));
-      const marked = (spec.marked ?? []).some(([r, c]) => r === i && c === j);
-      chart.append(
-        svg(
-          "rect",
-          {
-            class: `cell ${value < 0 ? "n" : "p"}${shade}${marked ? " chosen" : ""}`,
-            x: left + j * side,
-            y: top + i * tall,
-            width: Math.max(1, side - 0.5),
-            height: Math.max(1, tall - 0.5),
-          },
-          svg("title", { text: `${spec.rows[i]}, ${spec.columns[j]}: ${number(value)}` }),
-        ),
-      );
-    }),
-  );
-  const every = Math.max(1, Math.ceil(14 / tall));
-  spec.rows.forEach(
-    (name, i) =>
-      i % every === 0 &&
-      chart.append(text(left - 5, top + (i + 0.5) * tall + 4, String(name), { "text-anchor": "end" })),
-  );
-  const sparse = spec.names ? 1 : Math.max(1, Math.ceil(34 / side));
-  spec.columns.forEach((name, j) => {
-    if (j % sparse) return;
-    const [cx, cy] = [left + (j + 0.5) * side, top + tall * spec.rows.length + 12];
-    chart.append(
-      spec.names
-        ? text(cx + 3, cy - 6, String(name), { "text-anchor": "end", transform: `rotate(-60 ${cx + 3} ${cy - 6})` })
-        : text(cx, cy, String(name), { "text-anchor": "middle" }),
-    );
-  });
-  if (spec.x)
-    chart.append(
-      text(
-        left + (side * spec.columns.length) / 2,
-        height - 4,
-        `${spec.x}; the strongest shade is ${number(largest)}`,
-        { "text-anchor": "middle", class: "axis" },
-      ),
-    );
-  return chart;
-};
 
 const FIGURES = {
   lines: {

@@ -77,12 +77,12 @@ const showList = () => {
 const listed = (i) => {
   const trace = traces[i];
   const about = [verdict(trace), known(trace.reward) && `reward ${number(trace.reward)}`, `${lengthOf(trace)} tokens`];
-  if (view.sort === "gini") about.push(`Gini ${number(giniOf(trace), 1)}`);
+  if (view.sort === "gini") about.push(`Gini ${share(giniOf(trace))}`);
   return html(
     "button",
     { type: "button", "data-trace": i, "aria-current": i === view.trace ? "true" : null, click: () => choose(i) },
-    html("b", { text: `${trace.number} ${visible(trace.source ?? "")}` }),
-    html("span", { text: visible(trace.prompt, 120) }),
+    html("b", { text: known(trace.source) ? `${trace.number} ${visible(trace.source)}` : String(trace.number) }),
+    html("span", { text: visible(trace.headline ?? trace.prompt, 120) }),
     html("small", { text: about.filter(Boolean).join(" · ") }),
   );
 };
@@ -94,10 +94,19 @@ const choose = (i) => {
     const current = Number(button.dataset.trace) === i;
     if (current) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
-    if (current) button.scrollIntoView({ block: "nearest" });
   }
+  scrollToListed();
   showTrace();
   remember();
+};
+
+// Within the list's own box; the page stays where it is.
+const scrollToListed = () => {
+  const [list, current] = [document.getElementById("list"), document.querySelector("#list [aria-current]")];
+  if (!current) return;
+  const [box, at] = [list.getBoundingClientRect(), current.getBoundingClientRect()];
+  if (at.top < box.top) list.scrollTop += at.top - box.top;
+  else if (at.bottom > box.bottom) list.scrollTop += at.bottom - box.bottom;
 };
 
 const move = (by) => {

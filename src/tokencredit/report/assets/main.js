@@ -16,7 +16,7 @@ const recall = () => {
   const asked = new URLSearchParams(location.hash.slice(1));
   const whole = (name, most) => Math.max(0, Math.min(most, Math.trunc(Number(asked.get(name)) || 0)));
   Object.assign(view, structuredClone(DEFAULTS));
-  view.trace = whole("trace", traces.length - 1);
+  if (asked.has("trace")) view.trace = whole("trace", traces.length - 1);
   view.token = whole("token", lengthOf(traces[view.trace]) - 1);
   view.quantity = asked.get("quantity") === "weights" ? "weights" : "advantages";
   view.kind = Object.hasOwn(KINDS, asked.get("kind")) ? asked.get("kind") : "all";
@@ -114,9 +114,9 @@ const showGroups = () => {
     if (group.note) section.append(html("p", { class: "quiet", text: group.note }));
     section.append(html("div", { class: "figures" }, ...group.figures.map(figure)));
     document.getElementById("groups").append(section);
-    nav.append(
-      html("li", {}, html("a", { href: `#${group.id}`, text: group.title, click: (event) => jump(event, section) })),
-    );
+    const link = html("a", { href: `#${group.id}`, text: group.title, click: (event) => jump(event, section) });
+    const last = page.opens_with === "groups" && traces.length ? nav.lastElementChild : null;
+    nav.insertBefore(html("li", {}, link), last);
   }
 };
 
@@ -131,10 +131,11 @@ const jump = (event, target) => {
 const start = async () => {
   page = await unpack();
   traces = page.traces;
-  const first = document.getElementById(traces.length ? "traces" : "groups");
-  for (const link of document.querySelectorAll(".skip, nav a")) {
-    link.addEventListener("click", (event) => jump(event, first));
-  }
+  DEFAULTS.trace = traces.length ? openingTrace() : 0;
+  const jumpTo = (link, id) =>
+    document.querySelector(link).addEventListener("click", (event) => jump(event, document.getElementById(id)));
+  jumpTo(".skip", traces.length ? page.opens_with : "groups");
+  jumpTo("nav a", "traces");
   document.getElementById("json").addEventListener("click", exportJson);
   if (traces.length) {
     bindControls();
@@ -142,6 +143,7 @@ const start = async () => {
       recall();
       syncControls();
       showList();
+      scrollToListed();
       showTrace();
     };
     document.getElementById("traces").hidden = false;
@@ -152,6 +154,8 @@ const start = async () => {
     document.querySelector("nav li").remove();
   }
   showGroups();
+  // A link to a trace leads to it, also where figures come first.
+  if (traces.length && page.opens_with === "groups" && location.hash) document.getElementById("traces").scrollIntoView();
   document.body.dataset.ready = "true";
 };
 

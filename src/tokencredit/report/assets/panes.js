@@ -19,8 +19,11 @@ const valuesOf = (trace, name) => {
   return shownBy(trace, name) === "weight" ? trace.credit[name].weights : trace.credit[name].advantages;
 };
 
-// An additive method has no weight.
-const shownBy = (trace, name) => (view.quantity === "weights" && trace.credit[name]?.weights ? "weight" : "advantage");
+// An additive method has no weight. Where every advantage is 0, a weight still tells where credit would go.
+const shownBy = (trace, name) => {
+  const { weights, advantages } = trace.credit[name] ?? {};
+  return weights && (view.quantity === "weights" || allZero(advantages)) ? "weight" : "advantage";
+};
 
 const chosenMethods = (trace) => {
   const chosen = view.methods.filter((name) => Object.hasOwn(trace.credit, name));
@@ -42,10 +45,18 @@ const showTrace = () => {
   const marks = marksOf(trace);
   for (const pane of panes) shade(pane, marks);
   document.getElementById("panes").classList.toggle("rhythm", view.marks);
+  showMates(trace);
+  showWhy(trace);
+  showKey(trace);
   showMethodButtons(trace);
   showBehind(trace);
   showToken(view.token);
   reveal();
+};
+
+const showKey = (trace) => {
+  const shades = new Set(chosenMethods(trace).map((name) => shownBy(trace, name)));
+  for (const by of ["advantage", "weight"]) document.getElementById(`key-${by}`).hidden = !shades.has(by);
 };
 
 let drawnPanes = 0;
@@ -76,7 +87,8 @@ const linesInto = (body, trace, id) => {
     span.id = `${id}-${i}`;
     span.dataset.i = i;
     span.setAttribute("role", "option");
-    span.textContent = visible(token);
+    span.textContent = shownToken(trace, i);
+    if (isPart(trace, i)) span.title = PART_TITLE;
     line.append(span);
     const broken = lengthOf(trace) > LONG && line.childElementCount >= LONGEST_LINE;
     if (token.endsWith("\n") || broken) {
@@ -112,9 +124,14 @@ const shade = ({ trace, name, spans, note }, marks) => {
 const creditNote = (trace, name, range) => {
   const { gini, effective_ratio: ratio } = trace.credit[name].diagnostics;
   const by = shownBy(trace, name);
+  const values = valuesOf(trace, name);
   const told =
-    range.length > 1 ? `${by}, ${number(range[0])} to ${number(range[1])}` : `${by}, at most ${number(range[0])}`;
-  return `${told} · Gini ${number(gini, 1)} · effective ratio ${number(ratio, 1)}`;
+    range.length > 1
+      ? `${by}, ${number(range[0])} to ${number(range[1])}`
+      : values.length && constant(values)
+        ? `${by} ${number(values[0])} on every token`
+        : `${by}, at most ${number(range[0])}`;
+  return `${told} · Gini ${share(gini)} · effective ratio ${share(ratio)}`;
 };
 
 const truthNote = (trace) => {
@@ -184,7 +201,7 @@ const stepLabel = (trace, t) => {
 const factsOf = (trace, t) => {
   const facts = [
     ["position", String(t)],
-    ["token", visible(trace.tokens[t])],
+    ["token", shownToken(trace, t)],
   ];
   for (const name of chosenMethods(trace)) {
     const { weights, advantages } = trace.credit[name];
@@ -198,7 +215,7 @@ const factsOf = (trace, t) => {
   const k = trace.step_index ? trace.step_index[t] : -1;
   if (k >= 0) facts.push(["step", String(k)]);
   const peaks = ["preplan", "anchor"].filter((name) => trace.peaks?.[name]?.includes(t));
-  const label = [stepLabel(trace, t), ...peaks].filter(Boolean).join(", ");
+  const label = [stepLabel(trace, t), isPart(trace, t) && PART_TITLE, ...peaks].filter(Boolean).join(", ");
   if (label) facts.push(["label", label]);
   return facts;
 };

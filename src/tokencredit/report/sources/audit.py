@@ -49,6 +49,7 @@ def page_of(run: Path) -> Page:
         facts=facts,
         traces=[{"source": name, **trace} for name, policy in policies.items() for trace in policy["traces"]],
         groups=[_group(name, policy) for name, policy in policies.items()],
+        opens_with="groups",
     )
 
 
@@ -67,9 +68,13 @@ def _group(name: str, policy: dict[str, Any]) -> Figure:
         "are grey."
     )
     left = "; ".join(f"{method}: {why}" for method, why in policy["left_out"].items())
+    notices = [f"{sentence}." for sentences in policy.get("notices", {}).values() for sentence in sentences]
     title = f"Audit: {name}"
     return figures.group(
-        re.sub(r"\W+", "-", title).strip("-").lower(), title, charts, f"{note} Left out: {left}." if left else note
+        re.sub(r"\W+", "-", title).strip("-").lower(),
+        title,
+        charts,
+        " ".join([note, *([f"Left out: {left}."] if left else []), *notices]),
     )
 
 
@@ -87,7 +92,8 @@ def _leaderboard(measure: str, rows: list[dict[str, Any]]) -> Figure:
         if not row["name"].endswith(_FROM_OWN_VALUES) and (score := row["scores"].get(measure)) is not None
     ]
     shown.sort(key=lambda row: -row["value"])
-    return figures.intervals(TITLES[measure], "score", shown, reference=_CHANCE[measure])
+    bounds = figures.CORRELATION if measure.startswith("advantage") else figures.SHARE
+    return figures.intervals(TITLES[measure], "score", shown, reference=_CHANCE[measure], bounds=bounds)
 
 
 def _leads(rows: list[dict[str, Any]]) -> Figure:
@@ -136,4 +142,5 @@ def _ceilings(values: dict[str, Any]) -> Figure:
         "correlation",
         series,
         note=f"{values['completions']} completions with Monte-Carlo values.",
+        bounds=figures.CORRELATION,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from tokencredit.report import figures
 from tokencredit.report.figures import Figure
 from tokencredit.report.page import Page
-from tokencredit.report.sources.quickstart import CURVES
+from tokencredit.report.sources.quickstart import CURVES, SHARES
 from tokencredit.testbed.curves import ArmSummary, Interval, at_best_rates, summarise
 
 
@@ -49,10 +49,10 @@ def _at_best(best: Sequence[ArmSummary], target: float) -> Figure:
         for s in best
     ]
     charts = [
-        _of("Area under the learning curve", "mean accuracy", best, lambda s: s.area),
+        _of("Area under the learning curve", "mean accuracy", best, lambda s: s.area, bounds=figures.SHARE),
         _of("Gain in area over uniform credit", "difference, paired", best, lambda s: s.area_gain, 0.0),
         _of("Gain in area over its own credit, shuffled", "difference, paired", best, lambda s: s.over_shuffled, 0.0),
-        _of("Final accuracy", "accuracy", best, lambda s: s.final),
+        _of("Final accuracy", "accuracy", best, lambda s: s.final, bounds=figures.SHARE),
         figures.table("Collapse, speed, length and cost", columns, rows, f"Target: accuracy {target:g}."),
     ]
     note = (
@@ -69,6 +69,7 @@ def _of(
     best: Sequence[ArmSummary],
     figure: Callable[[ArmSummary], Interval | None],
     reference: float | None = None,
+    bounds: figures.Bounds | None = None,
 ) -> Figure:
     """A row an arm that has the figure; filled where the interval leaves the reference out."""
     rows = [
@@ -78,7 +79,7 @@ def _of(
         for s in best
         if (found := figure(s)) is not None
     ]
-    return figures.intervals(title, x, sorted(rows, key=lambda row: -row["value"]), reference=reference)
+    return figures.intervals(title, x, sorted(rows, key=lambda row: -row["value"]), reference=reference, bounds=bounds)
 
 
 def _beyond(interval: Interval, reference: float) -> bool:
@@ -91,14 +92,20 @@ def _curves(runs: Sequence[dict[str, Any]], best: Sequence[ArmSummary]) -> Figur
     for arm, found in chosen.items():
         curves = [{0: run["before"], **{int(step): a for step, a in run["accuracy"].items()}} for run in found]
         accuracy[arm] = [[step, *_band([curve[step] for curve in curves])] for step in curves[0]]
-    charts = [figures.lines(CURVES["accuracy"][0], "GRPO step", "accuracy", accuracy)]
+    charts = [figures.lines(CURVES["accuracy"][0], "GRPO step", "accuracy", accuracy, bounds=figures.SHARE)]
     for key in ("reward", "length", "gini", "effective_ratio"):
-        title, y = CURVES[key if key in CURVES else f"credit/{key}"]
+        name = key if key in CURVES else f"credit/{key}"
+        title, y = CURVES[name]
         series = {
             arm: [[step, *_band(values)] for step, values in enumerate(zip(*(r[key] for r in found), strict=True), 1)]
             for arm, found in chosen.items()
         }
-        charts.append(figures.lines(title, "GRPO step", y, series))
+        if name in SHARES:
+            series = {
+                arm: [[step, *map(figures.share, band)] for step, *band in points] for arm, points in series.items()
+            }
+        bounds = figures.SHARE if name in SHARES else None
+        charts.append(figures.lines(title, "GRPO step", y, series, bounds=bounds))
     return figures.group(
         "curves", "Learning curves", charts, "Means over runs, with 95 % intervals (Student's t) over them."
     )

@@ -22,6 +22,8 @@ CURVES = {
     "credit/gini": ("Gini of the credit", "Gini"),
     "credit/effective_ratio": ("Effective ratio of the credit", "effective ratio"),
 }
+SHARES = ("accuracy", "credit/gini", "credit/effective_ratio")
+"""Curves between 0 and 1."""
 _DIAGNOSTICS = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer", "seconds")
 
 
@@ -64,6 +66,7 @@ def _accuracy(results: dict[str, Any]) -> Figure:
                 figures.interval(name, a[kind]["value"], a[kind]["low"], a[kind]["high"], muted=name == "before")
                 for name, a in measured.items()
             ],
+            bounds=figures.SHARE,
         )
         for kind, title in (("greedy", "Greedy accuracy"), ("sampled", "Accuracy at temperature 1"))
     ]
@@ -77,18 +80,20 @@ def _accuracy(results: dict[str, Any]) -> Figure:
 def _training(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
     charts = []
     for key, (title, y) in CURVES.items():
-        series: dict[str, list[list[float]]] = {name: [] for name in results["methods"]}
+        series: dict[str, list[list[Any]]] = {name: [] for name in results["methods"]}
         for row in metrics:
             if key in row:
-                series[row["method"]].append([row["step"], row[key]])
+                value = figures.share(row[key]) if key in SHARES else row[key]
+                series[row["method"]].append([row["step"], value])
         if key == "accuracy":
             series = {name: _with_intervals(results["before"]["greedy"], points) for name, points in series.items()}
         if any(series.values()):
-            charts.append(figures.lines(title, "GRPO step", y, series))
+            bounds = figures.SHARE if key in SHARES else None
+            charts.append(figures.lines(title, "GRPO step", y, series, bounds=bounds))
     return figures.group("training", "Training", charts)
 
 
-def _with_intervals(before: dict[str, Any], points: list[list[float]]) -> list[list[float]]:
+def _with_intervals(before: dict[str, Any], points: list[list[Any]]) -> list[list[Any]]:
     count = before["count"]
     found = [(step, accuracy, binomtest(round(accuracy * count), count)) for step, accuracy in points]
     intervals = [(step, a, test.proportion_ci(0.95, method="wilson")) for step, a, test in found]
@@ -107,7 +112,7 @@ def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
     rows = [
         [
             f"{name} (LoRA)" if found["adapter"] else name,
-            *(mean(values[name][d]) if values[name][d] else None for d in _DIAGNOSTICS),
+            *(_mean(d, values[name][d]) for d in _DIAGNOSTICS),
             found["seconds"],
             found["tokens"],
         ]
@@ -120,3 +125,10 @@ def _cost(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Figure:
         "Seconds are spent on credit, a step."
     )
     return figures.group("cost", "The credit and its cost", [figures.table("", columns, rows)], note)
+
+
+def _mean(diagnostic: str, values: list[float]) -> float | None:
+    """A diagnostic over training. All but the seconds are shares."""
+    if not values:
+        return None
+    return mean(values) if diagnostic == "seconds" else figures.share(mean(values))

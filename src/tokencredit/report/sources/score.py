@@ -9,6 +9,7 @@ from typing import Any
 
 from tokencredit.report import figures
 from tokencredit.report.page import Page
+from tokencredit.steps import BOXED
 
 CONFIG, ROWS = "config.json", "scores.jsonl"
 _SHOWN = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
@@ -24,10 +25,12 @@ def page_of(run: Path) -> Page:
             ("model", config["model"]),
             ("traces", f"{len(rows)}, {sum(len(row['tokens']) for row in rows):,} tokens"),
             ("advantages", config["advantages"]),
+            *(("outcomes", note) for note in config.get("notes", [])),
             ("methods", config["methods"]),
         ],
         traces=rows,
-        groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config["left_out"]))],
+        delimiters=_delimiters(config),
+        groups=[figures.group("summary", "Does the credit discriminate?", [_summary(rows)], _note(config))],
     )
 
 
@@ -36,11 +39,23 @@ def _summary(rows: list[dict[str, Any]]) -> figures.Figure:
     return figures.table(
         "",
         ["method", *(name.replace("_", " ") for name in _SHOWN)],
-        [[name, *(mean(row["credit"][name]["diagnostics"][d] for row in rows) for d in _SHOWN)] for name in names],
+        [
+            [name, *(figures.share(mean(row["credit"][name]["diagnostics"][d] for row in rows)) for d in _SHOWN)]
+            for name in names
+        ],
     )
 
 
-def _note(left_out: dict[str, str]) -> str:
+def _note(config: dict[str, Any]) -> str:
     note = "Means over the traces. Gini 0 and effective ratio 1 are uniform credit."
-    left = "; ".join(f"{method}: {why}" for method, why in left_out.items())
-    return f"{note} Left out: {left}." if left else note
+    left = "; ".join(f"{method}: {why}" for method, why in config["left_out"].items())
+    notices = [f"{sentence}." for sentences in config.get("notices", {}).values() for sentence in sentences]
+    return " ".join([note, *([f"Left out: {left}."] if left else []), *notices])
+
+
+def _delimiters(config: dict[str, Any]) -> tuple[str, ...]:
+    """What may stand where an answer starts; nothing with a name where a regular expression finds it."""
+    rule = config.get("answer", "auto")
+    if rule not in ("auto", "end_of_reasoning"):
+        return ()
+    return (config["end_of_reasoning"], *([BOXED] if rule == "auto" else []))

@@ -1,11 +1,13 @@
 """What workers ship to the trainer: signals of the completions' tokens, as fields of verl's batch.
 
-Attention has many values a token. Where a completion's credit is its own business the method is asked on the worker,
-once for each sign that an outcome can have, and three weights a token go on their way instead.
+Attention has many values per token. Where a method's weights depend on the completion alone, and on its outcome
+advantage by the sign alone (`sign_only`), the worker applies the method, once for each sign, and ships three weights
+per token instead, with the method's own diagnostics.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +25,7 @@ ASKED = "credit_asked"
 """Under this key the trainer's wish travels with a batch."""
 _MARKS = ("credit_answer_start", "credit_step_index")
 _WEIGHTS = {sign: f"credit_weight_{name}" for sign, name in ((-1, "negative"), (0, "zero"), (1, "positive"))}
+_DIAGNOSTICS = "credit_diagnostics"
 _ATTENTION = "credit_attention"
 
 
@@ -33,6 +36,8 @@ class Asked:
     Attributes:
         reference: the pass is over the reference: another model, or the policy with its adapter off.
         kernels: as in `tokencredit.signals.collect`.
+        answer: as in `tokencredit.mark_spans`.
+        step: the training step, for methods with a schedule.
     """
 
     method: Method
@@ -40,6 +45,8 @@ class Asked:
     end_of_reasoning: str
     reference: bool
     kernels: str = "torch"
+    answer: str = "auto"
+    step: int | None = None
 
     @property
     def needs(self) -> Needs:
@@ -49,17 +56,32 @@ class Asked:
         return replace(self.method.needs, reference_logprob=False, adapter_residual=False)
 
 
-def weighed_by_worker(needs: Needs) -> bool:
-    """The worker applies the method, and ships weights."""
-    return bool(needs.distances or needs.answer_attention or needs.answer_heads) and not needs.group
+def weighed_by_worker(method: Method) -> bool:
+    """The worker applies the method, and ships its weights. It knows no outcome advantages and no whole groups."""
+    needs = method.needs
+    reads_attention = bool(needs.distances or needs.answer_attention or needs.answer_heads)
+    return reads_attention and not needs.group and getattr(method, "sign_only", False)
 
 
-def shipped(needs: Needs) -> list[str]:
+def check_shippable(method: Method) -> None:
+    """Raise a ValueError where workers can ship neither the method's weights nor the signals that it reads."""
+    needs = method.needs
+    if (needs.distances or needs.answer_attention) and not weighed_by_worker(method):
+        raise ValueError(
+            f"{method.name} reads the attention of whole layers, which is too much to ship from verl's workers. They "
+            "ship weights instead, for each sign of the outcome advantage, where a method declares sign_only = True "
+            f"and reads no groups, which {method.name} does not: use it with tokencredit.trainers.trl, or let it read "
+            "single heads (answer_heads)"
+        )
+
+
+def shipped(method: Method) -> list[str]:
     """The fields that workers add to a batch."""
+    needs = method.needs
     if not needs.policy:
         return []
-    if weighed_by_worker(needs):
-        return [*_MARKS, *_WEIGHTS.values()]
+    if weighed_by_worker(method):
+        return [*_MARKS, *_WEIGHTS.values(), _DIAGNOSTICS]
     given = {
         "credit_logprob": needs.logits,
         "credit_entropy": needs.logits,
@@ -70,16 +92,20 @@ def shipped(needs: Needs) -> list[str]:
     return [*_MARKS, *(name for name, asked in given.items() if asked)]
 
 
-def pack(method: Method, rollouts: Rollouts, signals: Signals) -> dict[str, Tensor]:
-    """Nested fields of what the pass over the policy showed."""
+def pack(method: Method, rollouts: Rollouts, signals: Signals, step: int | None = None) -> dict[str, Tensor]:
+    """Nested fields of what the pass over the policy showed.
+
+    Args:
+        step: the training step, for a method that the worker applies.
+    """
     assert rollouts.answer_start is not None
     assert rollouts.step_index is not None
     fields = {
         "credit_answer_start": torch.nested.as_nested_tensor(list(rollouts.answer_start[:, None]), layout=torch.jagged),
         "credit_step_index": to_nested(rollouts.step_index, rollouts.completion_mask),
     }
-    if weighed_by_worker(method.needs):
-        return fields | _weights(method, rollouts, signals)
+    if weighed_by_worker(method):
+        return fields | _weights(method, rollouts, signals, step)
     fields |= pack_by_token(rollouts, signals)
     if signals.answer_heads:
         by_head = [signals.answer_heads[head] for head in sorted(signals.answer_heads)]
@@ -112,26 +138,57 @@ def unpack(
         advantages: (B,), the outcome advantages.
     """
     needs, mask = method.needs, rollouts.completion_mask
-    if needs.policy and weighed_by_worker(needs):
-        by_sign = {sign: from_nested(fields[name], mask) for sign, name in _WEIGHTS.items()}
-        chosen = torch.stack([by_sign[sign] for sign in (-1, 0, 1)])
-        weights = chosen[advantages.sign().long() + 1, torch.arange(len(rollouts))]
-        return multiplicative(rollouts, advantages, weights)
+    if weighed_by_worker(method):
+        place = advantages.sign().long() + 1  # among the signs -1, 0, 1
+        by_sign = torch.stack([from_nested(fields[name], mask) for name in _WEIGHTS.values()])
+        weights = by_sign[place, torch.arange(len(rollouts))]
+        return multiplicative(rollouts, advantages, weights, **_own_diagnostics(fields[_DIAGNOSTICS], place))
     names = ("logprob", "entropy", "reference_logprob", "adapter_residual")
     by_token: dict[str, Any] = {n: from_nested(fields[f"credit_{n}"], mask) for n in names if f"credit_{n}" in fields}
     attention = _unpack_attention(needs, mask, fields[_ATTENTION]) if needs.answer_heads else {}
     return method(rollouts, advantages, Signals(answer_heads=attention, **by_token), step=step)
 
 
-def _weights(method: Method, rollouts: Rollouts, signals: Signals) -> dict[str, Tensor]:
-    """Weights depend on the outcome advantage by its sign alone."""
-    fields = {}
+def _weights(method: Method, rollouts: Rollouts, signals: Signals, step: int | None) -> dict[str, Tensor]:
+    """The method's weights and own diagnostics for an outcome advantage of each sign."""
+    fields, own = {}, []
     for sign, name in _WEIGHTS.items():
         outcome = torch.full((len(rollouts),), float(sign), device=rollouts.completion_ids.device)
-        weights = method(rollouts, outcome, signals).weights
-        assert weights is not None, f"{method.name} has no weights that a worker could ship"
-        fields[name] = to_nested(weights, rollouts.completion_mask)
-    return fields
+        credit = method(rollouts, outcome, signals, step=step)
+        if credit.weights is None:
+            raise ValueError(
+                f"{method.name} declares sign_only = True, but its credit has no weights: only a multiplicative method "
+                "may declare it"
+            )
+        fields[name] = to_nested(credit.weights, rollouts.completion_mask)
+        own.append({key: values.tolist() for key, values in credit.diagnostics.items() if key not in _COMMON})
+    rows = [{key: [each[key][i] for each in own] for key in own[0]} for i in range(len(rollouts))]
+    return fields | {_DIAGNOSTICS: _as_bytes(rows, rollouts.completion_ids.device)}
+
+
+_COMMON = ("gini", "effective_ratio", "broadcast", "sparse", "sign_flip", "no_answer")
+"""The diagnostics of every method, which the trainer computes itself."""
+
+
+def _as_bytes(rows: list[dict[str, list[float]]], device: torch.device) -> Tensor:
+    """JSON, one flat row of uint8 per completion: verl's batches carry tensors only, and which diagnostics there are
+    may depend on the signals."""
+    texts = [torch.frombuffer(bytearray(json.dumps(row).encode()), dtype=torch.uint8) for row in rows]
+    return torch.nested.as_nested_tensor(texts, layout=torch.jagged).to(device)
+
+
+def _own_diagnostics(shipped: Tensor, place: Tensor) -> dict[str, Tensor]:
+    """The reverse of `_as_bytes`, at each completion's own sign: name -> (B,).
+
+    Args:
+        place: (B,) long, the place of the sign in the lists.
+    """
+    rows = [json.loads(bytes(row.tolist())) for row in shipped.unbind()]
+    names = rows[0].keys() if rows else ()
+    if any(row.keys() != names for row in rows):
+        raise ValueError("the workers have shipped different diagnostics for completions of one batch")
+    chosen = list(zip(rows, place.tolist(), strict=True))
+    return {name: torch.tensor([row[name][sign] for row, sign in chosen]) for name in names}
 
 
 def _unpack_attention(needs: Needs, mask: Tensor, shipped: Tensor) -> dict[tuple[int, int], Tensor]:

@@ -18,7 +18,7 @@ from tokencredit.signals.final_states import predicting, state_distance, watch_f
 from tokencredit.signals.layers import refuse_packed
 from tokencredit.signals.logits import logprob_and_entropy_of
 from tokencredit.signals.observe import ReadSignals
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.trainers.verl.fields import Asked, pack, pack_by_token
 from tokencredit.trainers.verl.layout import Layout, rollouts_of
 
@@ -38,7 +38,9 @@ def watch_pass(
     _refuse_images(micro_batch)
     rollouts = rollouts_of(micro_batch["prompts"], micro_batch["responses"])
     if not asked.reference:
-        rollouts = mark_spans(rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning)
+        rollouts = find_spans(
+            rollouts, tokenizer, asked.splitter, end_of_reasoning=asked.end_of_reasoning, answer=asked.answer
+        )
     packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
     if packed:
         refuse_packed(causal_lm(policy))
@@ -81,7 +83,8 @@ class WatchedPass:
             self.states.update(_by_sequence(hidden, self.rollouts))
         wanted = self.asked.needs.logits
         logprob, entropy = self._logprob_and_entropy(output, found) if wanted else (None, None)
-        return pack(self.asked.method, self.rollouts, self.read(logprob=logprob, entropy=entropy))
+        signals = self.read(logprob=logprob, entropy=entropy)
+        return pack(self.asked.method, self.rollouts, signals, self.asked.step)
 
     def _beside_policy(self, output: Any, found: dict[str, Tensor], own: list[Tensor]) -> Signals:
         """The signals of a pass over the reference."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,11 +17,13 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts, numbered
-from tokencredit.steps import mark_spans
+from tokencredit.steps import find_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.verl.config import CreditSettings, check_run
+from tokencredit.trainers.verl.correct import correctness
 from tokencredit.trainers.verl.fields import ASKED, Asked, marked, shipped, unpack
 from tokencredit.trainers.verl.layout import from_nested, rollouts_of, to_nested
+from tokencredit.trainers.verl.log import carrying_loss, diagnostic_means, new_notices
 
 _READ = ("prompts", "responses", "loss_mask", "response_mask", "advantages", "rm_scores", "uid", "extra_fields")
 
@@ -29,15 +32,17 @@ _READ = ("prompts", "responses", "loss_mask", "response_mask", "advantages", "rm
 class CreditTrainer(PPOTrainerSync):
     """Asks verl's log-prob passes for signals, and rescales the advantages that verl has computed.
 
-    Logs `credit/<diagnostic>` (means over completions, see `Credit.diagnostics`) and `credit/seconds`, what the trainer
-    took for it.
+    Logs `credit/<diagnostic>` (means over the completions that carry loss, see `Credit.diagnostics`),
+    `credit/with_loss`, their share, and `credit/seconds`, the time that the trainer took for it. A warning says once
+    per reason which completions the method left uniform, and why.
     """
 
     def __init__(self, config: Any) -> None:
         self.credit_settings = CreditSettings.of(config)
         self.credit_method = self.credit_settings.build()
-        check_run(config, self.credit_method.name, self.credit_method.needs)
+        check_run(config, self.credit_method, self.credit_settings)
         self._warned = False
+        self._known_reasons: set[str] = set()
         super().__init__(config)
 
     def _build_replay_buffer(self) -> Any:
@@ -67,25 +72,50 @@ class CreditTrainer(PPOTrainerSync):
         data = self._fetch(batch)
         real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
         rollouts = self._rollouts(data, real)
-        credit = self._assign(data, rollouts)
         # What verl has masked out since the rollout stays so.
-        advantages = credit.advantages * from_nested(data["response_mask"], rollouts.completion_mask)
+        counted = from_nested(data["response_mask"], rollouts.completion_mask).bool()
+        outcome = _outcome(from_nested(data["advantages"], rollouts.completion_mask), counted)
+        credit = unpack(self.credit_method, rollouts, outcome, data, self.global_steps)
+        advantages = credit.advantages * counted
         nested = {"advantages": to_nested(advantages, rollouts.completion_mask)}
         fields = TensorDict(nested, batch_size=len(batch))
         batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        means = {name: values[real].mean().item() for name, values in credit.diagnostics.items()}
+        carrying = carrying_loss(credit, outcome, counted)
+        means = diagnostic_means(credit, carrying, real)
         metrics |= {f"credit/{name}": value for name, value in means.items()}
         metrics["credit/seconds"] = time.perf_counter() - started
-        # A method that reads nothing is as unequal as it is meant to be; a fresh adapter changes nothing yet.
-        if not self._warned and self.credit_method.needs and self.global_steps > 1:
-            self._warned = warn_if_degenerate(self.credit_method.name, means)
+        self._warn(credit, carrying & real, means)
         return batch
+
+    def _warn(self, credit: Credit, rows: Tensor, means: dict[str, float]) -> None:
+        """Warn, once per reason, of completions that the method left uniform, and once of credit that has degenerated.
+
+        Args:
+            rows: (B,) bool, the completions that carry loss. means: of their diagnostics.
+        """
+        needs, first = self.credit_method.needs, self.global_steps == 1
+        # Before the first update a new adapter changes nothing, which every run with one would be warned of.
+        if not rows.any() or (first and needs.adapter):
+            return
+        for sentence in new_notices(self.credit_method, credit, rows, self._known_reasons):
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+        # A method that reads nothing is as unequal as it is meant to be.
+        if not self._warned and needs and not first:
+            self._warned = warn_if_degenerate(self.credit_method.name, means)
 
     @contextmanager
     def _asking(self, batch: Any, *, reference: bool) -> Iterator[None]:
         """The passes made over `batch` in the block show signals."""
         settings = self.credit_settings
-        asked = Asked(self.credit_method, settings.splitter, settings.end_of_reasoning, reference, settings.kernels)
+        asked = Asked(
+            method=self.credit_method,
+            splitter=settings.splitter,
+            end_of_reasoning=settings.end_of_reasoning,
+            answer=settings.answer,
+            kernels=settings.kernels,
+            reference=reference,
+            step=self.global_steps,
+        )
         batch.extra_info[ASKED] = asked
         try:
             yield
@@ -94,7 +124,7 @@ class CreditTrainer(PPOTrainerSync):
 
     def _fetch(self, batch: Any) -> TensorDict:
         """The batch's fields that credit is computed from."""
-        asked = shipped(self.credit_method.needs)
+        asked = shipped(self.credit_method)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*_READ, *asked])
         if missing := [name for name in asked if name not in data]:
             raise ValueError(
@@ -110,32 +140,23 @@ class CreditTrainer(PPOTrainerSync):
         generated = from_nested(data["loss_mask"], rollouts.completion_mask).bool()
         if (rollouts.completion_mask & ~generated)[real].any():
             raise ValueError("credit is not defined for rollouts with tools yet: train without them")
-        if shipped(self.credit_method.needs):
+        if shipped(self.credit_method):
             rollouts = marked(rollouts, data)
         else:
-            end = settings.end_of_reasoning
-            rollouts = mark_spans(rollouts, self.tokenizer, settings.splitter, end_of_reasoning=end)
-        group = torch.tensor(numbered(data["uid"]))
-        return replace(rollouts, group=group, correct=self._correct(data) >= settings.correct_threshold)
-
-    def _correct(self, data: TensorDict) -> Tensor:
-        """(B,): what says whether an answer is right."""
-        key = self.credit_settings.correct_reward
-        if key is None:
-            scores = data["rm_scores"]
-            return (scores.to_padded_tensor(0.0) if scores.is_nested else scores).sum(1)
-        given = [(extra or {}).get("reward_extra_info", {}) for extra in data["extra_fields"]]
-        if missing := [info for info in given if key not in info]:
-            raise ValueError(
-                f"algorithm.credit.correct_reward={key} is nothing that the reward function gives: "
-                f"{', '.join(missing[0]) or 'it gives a score alone'}"
+            rollouts = find_spans(
+                rollouts,
+                self.tokenizer,
+                settings.splitter,
+                end_of_reasoning=settings.end_of_reasoning,
+                answer=settings.answer,
             )
-        return torch.tensor([float(info[key]) for info in given])
-
-    def _assign(self, data: TensorDict, rollouts: Rollouts) -> Credit:
-        mask = rollouts.completion_mask
-        outcome = _outcome(from_nested(data["advantages"], mask), from_nested(data["response_mask"], mask).bool())
-        return unpack(self.credit_method, rollouts, outcome, data, self.global_steps)
+        rollouts = replace(rollouts, group=torch.tensor(numbered(data["uid"])))
+        if not self.credit_method.needs.group:
+            return rollouts
+        scores = data["rm_scores"]
+        scores = (scores.to_padded_tensor(0.0) if scores.is_nested else scores).sum(1)
+        values = correctness(self.credit_method.name, scores, data["extra_fields"], settings.correct_reward)
+        return replace(rollouts, correct=values >= settings.correct_threshold)
 
 
 def _outcome(advantages: Tensor, mask: Tensor) -> Tensor:

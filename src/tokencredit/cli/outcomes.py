@@ -1,0 +1,95 @@
+"""Which of a user's traces are correct, and the outcome advantage of each, which `score` spreads over the tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tokencredit.rewards.base import known_correct
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokencredit.completions import Completions
+
+_OF_REWARDS = ("grpo", "dr_grpo", "rloo")
+
+
+def check_outcome(outcome: str, threshold: float | None) -> None:
+    """
+    Raises:
+        ValueError: there is no such outcome, or the threshold is no number or would not be read.
+    """
+    if outcome != "sign" and outcome not in _OF_REWARDS:
+        raise ValueError(f"unknown outcome {outcome!r}: use sign, {', '.join(_OF_REWARDS)}")
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"--correct-threshold must be a finite number; got {threshold}")
+    if threshold is not None and outcome != "sign":
+        raise ValueError(f"--correct-threshold goes with --outcome sign; {outcome} reads the rewards themselves")
+
+
+def known_outcomes(completions: Completions, threshold: float | None) -> tuple[Completions, list[str]]:
+    """The completions with `correct` filled in where their rewards tell it, and what the user should be told.
+
+    A trace's own `correct` is believed. Where it is missing but there is a reward, the reward tells: with a threshold,
+    so much or more is correct; without, 1 is correct and 0 is wrong if all the rewards in question are 0 or 1.
+
+    Raises:
+        ValueError: the rewards are others than 0 and 1 and there is no threshold: which are correct would be a guess.
+    """
+    import torch
+
+    labels = completions.labels
+    rewarded = [i for i, label in enumerate(labels) if label["correct"] is None and label["reward"] is not None]
+    rewards = [labels[i]["reward"] for i in rewarded]
+    told = known_correct(rewards) if threshold is None else [reward >= threshold for reward in rewards]
+    if None in told:
+        raise ValueError(
+            f"{len(rewarded)} of {len(labels)} traces have a reward but do not say whether they are correct, and not "
+            "all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct), or "
+            f"--outcome {', '.join(_OF_REWARDS)} (advantages from the rewards themselves)"
+        )
+    filled: list[dict[str, Any]] = [dict(label) for label in labels]
+    for i, correct in zip(rewarded, told, strict=True):
+        filled[i]["correct"] = correct
+    correct = [label["correct"] for label in filled]
+    rollouts = completions.rollouts
+    if None not in correct:
+        rollouts = replace(rollouts, correct=torch.tensor(correct, device=rollouts.completion_ids.device))
+    return completions._replace(rollouts=rollouts, labels=filled), _notes(told, threshold, correct)
+
+
+def _notes(told: list[bool | None], threshold: float | None, correct: list[bool | None]) -> list[str]:
+    notes = []
+    total, unknown = len(correct), correct.count(None)
+    if told:
+        rule = "1 is correct, 0 is wrong" if threshold is None else f"{threshold:g} or more is correct"
+        notes.append(
+            f"{len(told)} of {total} traces do not say whether they are correct; their reward does ({rule}): "
+            f"{told.count(True)} correct, {told.count(False)} wrong"
+        )
+    if unknown:
+        notes.append(
+            f"{unknown} of {total} traces do not say whether they are correct; their credit is shown for an advantage "
+            "of +1"
+        )
+    return notes
+
+
+def outcome_advantages(outcome: str, completions: Completions) -> Tensor:
+    """(B,): with `sign` -1 for wrong completions, 1 for correct ones and for those that nothing is known of; or from
+    the rewards."""
+    import torch
+
+    from tokencredit import outcome as outcomes
+
+    if outcome == "sign":
+        return torch.tensor([-1.0 if label["correct"] is False else 1.0 for label in completions.labels])
+    rollouts = completions.rollouts
+    if rollouts.rewards is None or rollouts.group is None:
+        missing = sum(label["reward"] is None for label in completions.labels)
+        raise ValueError(
+            f"--outcome {outcome} needs a reward for each completion; {missing} of {len(completions.labels)} have none"
+        )
+    return getattr(outcomes, outcome)(rollouts.rewards, rollouts.group)
