@@ -39,12 +39,12 @@ class Supervision:
     `save_every`: steps between checkpoints.
     """
 
-    steps: int = 30
+    steps: int = 60
     batch_size: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
     bf16: bool | None = None
-    save_every: int = 10
+    save_every: int = 20
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.save_every) < 1 or not 0 < self.learning_rate < 1:

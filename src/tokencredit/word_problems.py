@@ -1,10 +1,9 @@
-r"""Word problems in plain sentences, with worked solutions by a hasty teacher, for a small language model.
+r"""Word problems in plain sentences, with worked solutions by a teacher who makes slips, for a small language model.
 
     Ben has 17 books. Ben buys 12 more, then gives 4 to Mia. How many books does Ben have now?
     After buying 12 more there are 17 + 12 = 29 books. Giving away 4 leaves 29 - 4 = 25. The answer is \boxed{25}.
 
-The teacher errs in two ways. A slip is a wrong result of one step; later steps go on from it. In haste, the teacher
-leaves out the last step and gives the result before it as the answer. Where the first error lies is known exactly.
+A slip is a wrong result of one step; later steps go on from it, so where the first error lies is known exactly.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class WordProblem:
 
 @dataclass(frozen=True)
 class Solution:
-    """`first_error`: the number of the first wrong step, `len(steps)` for the answer, or None."""
+    """`first_error`: the number of the first step with a slip, or None."""
 
     steps: list[str]
     answer: str
@@ -139,12 +138,10 @@ def word_problem(rng: Random) -> WordProblem:
     return WordProblem(rng.choice(kind.questions).format(**words), answer, words, kind.steps)
 
 
-def solve(problem: WordProblem, rng: Random, slips: float = 0.0, haste: float = 0.0) -> Solution:
-    """A worked solution in randomly chosen words. Each step is wrong with probability `slips`; with probability `haste`
-    the last step is left out."""
+def solve(problem: WordProblem, rng: Random, slips: float = 0.0) -> Solution:
+    """A worked solution in randomly chosen words, each step of which is wrong with probability `slips`."""
     known, steps, first_error = dict(problem.words), [], None
-    worked = problem.steps[:-1] if rng.random() < haste else problem.steps
-    for i, step in enumerate(worked, start=1):
+    for i, step in enumerate(problem.steps, start=1):
         result = _result(step, known)
         if rng.random() < slips:
             result = rng.choice([wrong for slip in _SLIPS if (wrong := result + slip) >= 0])
@@ -152,41 +149,29 @@ def solve(problem: WordProblem, rng: Random, slips: float = 0.0, haste: float = 
         calculation = f"{known[step.left]} {step.operator} {known[step.right]} = {result}"
         steps.append(rng.choice(step.wordings).format(**known, sum=calculation) + " ")
         known[f"r{i}"] = result
-    if first_error is None and len(worked) < len(problem.steps):
-        first_error = len(worked)
-    return Solution(steps, f"The answer is \\boxed{{{known[f'r{len(worked)}']}}}.", first_error)
+    return Solution(steps, f"The answer is \\boxed{{{known[f'r{len(problem.steps)}']}}}.", first_error)
 
 
 def write_word_problems(
-    folder: Path,
-    *,
-    lessons: int = 480,
-    problems: int = 512,
-    held_out: int = 128,
-    slips: float = 0.05,
-    haste: float = 0.5,
-    seed: int = 0,
+    folder: Path, *, lessons: int = 960, problems: int = 512, held_out: int = 128, slips: float = 0.25, seed: int = 0
 ) -> None:
     """Three files: `lessons.jsonl` (problems with the teacher's solutions, to imitate), `train.jsonl` (problems with
     answers, for RL) and `heldout.jsonl` (problems with answers that are in neither of the others).
 
     Raises:
-        ValueError: a number is too small, or `slips` or `haste` is no probability.
+        ValueError: a number is too small, or `slips` is no probability.
     """
-    if min(lessons, problems, held_out) < 1 or not (0 <= slips <= 1 and 0 <= haste <= 1):
+    if min(lessons, problems, held_out) < 1 or not 0 <= slips <= 1:
         raise ValueError(
-            "expected at least one lesson, problem and held-out problem, and slips and haste between 0 and 1; got "
-            f"lessons={lessons}, problems={problems}, held_out={held_out}, slips={slips}, haste={haste}"
+            "expected at least one lesson, problem and held-out problem, and slips between 0 and 1; got "
+            f"lessons={lessons}, problems={problems}, held_out={held_out}, slips={slips}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     teacher = Random(f"teacher-{seed}")
-    stream = _stream(f"lessons-{seed}", lessons, held_out=False)
-    taught = [(problem, solve(problem, teacher, slips, haste)) for problem in stream]
+    taught = [(problem, solve(problem, teacher, slips)) for problem in _stream(f"lessons-{seed}", lessons, False)]
     _write(folder / "lessons.jsonl", [{"prompt": p.question, "completion": s.text} for p, s in taught])
     for name, count, apart in (("train", problems, False), ("heldout", held_out, True)):
-        rows = [
-            {"prompt": p.question, "answer": str(p.answer)} for p in _stream(f"{name}-{seed}", count, held_out=apart)
-        ]
+        rows = [{"prompt": p.question, "answer": str(p.answer)} for p in _stream(f"{name}-{seed}", count, apart)]
         _write(folder / f"{name}.jsonl", rows)
 
 
@@ -195,7 +180,7 @@ def is_held_out(problem: WordProblem) -> bool:
     return hashlib.sha256(problem.question.encode()).digest()[0] % 5 == 0
 
 
-def _stream(seed: str, count: int, *, held_out: bool) -> Iterator[WordProblem]:
+def _stream(seed: str, count: int, held_out: bool) -> Iterator[WordProblem]:
     """`count` problems, no two alike."""
     rng, seen = Random(seed), set[str]()
     while len(seen) < count:

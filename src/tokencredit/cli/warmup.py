@@ -24,7 +24,7 @@ def warmup(
     chat: Annotated[
         bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
     ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 60,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples an update.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Its peak; all weights need about a tenth of it.")] = 1e-3,
     lora_rank: Annotated[
