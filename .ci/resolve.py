@@ -144,9 +144,9 @@ def show(resolver: str, case: Case, outcome: Outcome) -> bool:
     return not outcome.problem
 
 
-def unreachable(tools: Path, environment: dict[str, str]) -> str:
+def unreachable(environment: dict[str, str]) -> str:
     """Why the index cannot be reached; empty where it can."""
-    command = [tools / "python", "-m", "pip", "index", "versions", "pip", "--retries", "1", "--timeout", "30"]
+    command = [sys.executable, "-m", "pip", "index", "versions", "pip", "--retries", "1", "--timeout", "30"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
 
@@ -158,13 +158,13 @@ def main() -> int:
         print(f"EXEMPT names what is no extra: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="resolve-") as folder, ThreadPoolExecutor(6) as pool:
+        if reason := unreachable(clean_environment(Path(folder))):
+            print(f"the public package index cannot be reached, so nothing was resolved: {reason}", file=sys.stderr)
+            return 1 if os.environ.get("CI") else 0
         subprocess.run([sys.executable, "-m", "venv", f"{folder}/tools"], check=True)
         tools, environment = Path(folder) / "tools" / "bin", clean_environment(Path(folder))
         # The tools themselves may come from wherever this machine has its packages.
         subprocess.run([tools / "python", "-m", "pip", "install", "--quiet", *TOOLS], check=True)
-        if reason := unreachable(tools, environment):
-            print(f"the public package index cannot be reached, so nothing was resolved: {reason}", file=sys.stderr)
-            return 1 if os.environ.get("CI") else 0
         commands = Case("dev", f"{sys.version_info.major}.{sys.version_info.minor}", "constraints.txt")
         by_pip = pool.submit(resolved_by_pip, commands, tools, environment)
         by_uv = [(case, pool.submit(resolved_by_uv, case, tools, environment)) for case in cases(extras)]

@@ -82,16 +82,18 @@ def test_the_resolvers_see_nothing_of_this_machines_configuration(tmp_path, monk
     listed = [sys.executable, "-m", "pip", "config", "list"]
     configured = subprocess.run(listed, env=environment, capture_output=True, text=True, check=True).stdout
     names = {line.split("=")[0] for line in configured.splitlines()}
-    assert names == {":env:.config-file", ":env:.index-url"} or names == {":env:.index-url"}
+    assert names <= {":env:.config-file"}
 
 
 @pytest.mark.parametrize(("in_ci", "status"), [(True, 1), (False, 0)])
 def test_an_index_out_of_reach_fails_in_ci_alone_and_is_named(in_ci, status, capsys, monkeypatch):
-    monkeypatch.setattr(resolve, "INDEX", "http://127.0.0.1:9/simple")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CI", "true") if in_ci else monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert resolve.main() == status
-    assert "http://127.0.0.1:9/simple cannot be reached" in capsys.readouterr().err
+    assert "the public package index cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the public index has no CUDA build")
