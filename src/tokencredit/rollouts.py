@@ -32,6 +32,8 @@ class Rollouts:
         answer_start: (B,) long, the first answer token in the completion, -1 where there is none. None means that
             nobody looked yet: see `mark_spans`.
         step_index: (B, T) long, the number of the reasoning step a token belongs to, -1 outside the steps.
+        group_correct: (B,) float in 0..1, the fraction of the completion's whole group that is correct. It is for
+            batches that hold only a part of a group; without it the fraction is that of `correct` in the batch.
 
     Raises:
         ValueError: a field is no tensor, shapes disagree, a mask is padded on the wrong side, a value is NaN, out of
@@ -47,6 +49,7 @@ class Rollouts:
     correct: Tensor | None = None
     answer_start: Tensor | None = None
     step_index: Tensor | None = None
+    group_correct: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_tensors(self)
@@ -171,7 +174,7 @@ def _check_shapes(r: Rollouts) -> None:
             raise ValueError(f"{name}_ids has no column: even an empty {name} has one, masked with 0")
     batch, length = r.completion_ids.shape
     expected: dict[str, tuple[int, ...]] = {"prompt_ids": (batch, r.prompt_ids.shape[1]), "step_index": (batch, length)}
-    expected |= dict.fromkeys(("rewards", "group", "correct", "answer_start"), (batch,))
+    expected |= dict.fromkeys(("rewards", "group", "correct", "answer_start", "group_correct"), (batch,))
     for name, shape in expected.items():
         value = getattr(r, name)
         if value is not None and tuple(value.shape) != shape:
@@ -196,6 +199,8 @@ def _check_values(r: Rollouts) -> None:
     )
     if r.rewards is not None:
         _refuse_rows(~torch.isfinite(r.rewards), "reward is NaN or infinite")
+    if r.group_correct is not None:
+        _refuse_rows(~((r.group_correct >= 0) & (r.group_correct <= 1)), "group_correct must be a fraction in 0..1")
     if r.answer_start is not None:
         _refuse_rows(
             (r.answer_start < -1) | ((r.answer_start >= r.lengths) & (r.answer_start >= 0)),

@@ -69,7 +69,51 @@ def test_examples_take_a_step(stand_ins, example):
     result = run(stand_ins, example, "--dry-run", **own.get(example, {}))
     assert result.exit_code == 0, result.output
     assert f"dry run: one step of {METHODS.get(example, example)}" in result.output
-    assert not (stand_ins / "out" / "model.safetensors").exists()
+    assert "of 4 completions carry loss" in result.output
+    assert not (stand_ins / "out").exists()
+
+
+def test_a_dry_run_says_which_completions_the_method_leaves_uniform(stand_ins):
+    """The credit is checked on all completions, also on those that carry no loss."""
+    result = run(stand_ins, "atpo", "--dry-run", credit_answer="never [written]")
+    assert result.exit_code == 0, result.output
+    assert "atpo leaves 4 of 4 completions uniform: no answer span was found" in " ".join(result.output.split())
+
+
+REWARDS = """
+def text(completions, **_):
+    return "0" * len(completions)
+
+def one_number(completions, **_):
+    return 1.0
+
+def nested(completions, **_):
+    return [[1.0] for _ in completions]
+"""
+
+
+@pytest.mark.parametrize("name", ["text", "one_number", "nested"])
+def test_a_reward_that_returns_no_list_of_numbers_ends_the_run_with_one_line(stand_ins, monkeypatch, name):
+    (stand_ins / "own_rewards.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(stand_ins)
+    result = run(stand_ins, "atpo", "--dry-run", rewards=f"own_rewards:{name}")
+    assert result.exit_code == 2, result.output
+    assert f"error: the reward function {name} " in result.output
+    assert "expected a list of 4 numbers" in " ".join(result.output.split())
+
+
+def test_a_file_that_is_no_yaml_ends_with_its_name(tmp_path):
+    (tmp_path / "broken.yaml").write_text("learning_rate: [1\n")
+    result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "broken.yaml")])
+    assert result.exit_code == 2, result.output
+    assert "broken.yaml is no valid YAML" in " ".join(result.output.split())
+
+
+def test_a_model_without_weights_ends_with_its_reason(stand_ins):
+    (stand_ins / "policy" / "model.safetensors").unlink()
+    result = run(stand_ins, "atpo", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "policy cannot be trained: " in " ".join(result.output.split())
 
 
 def test_a_run_leaves_its_model(stand_ins):
@@ -86,6 +130,7 @@ def test_a_run_leaves_its_model(stand_ins):
         ({"data": "absent.jsonl"}, "absent.jsonl"),
         ({"rewards": "nope"}, "nope"),
         ({"model_name_or_path": ""}, "name a model"),
+        ({"model_name_or_path": "absent/model/folder"}, "the model absent/model/folder cannot be loaded"),
         ({"lerning_rate": 1}, "lerning_rate"),
         ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
         ({"model_name_or_path": "/nowhere/at/all"}, "there is no folder /nowhere/at/all to load the model"),

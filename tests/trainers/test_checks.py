@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from functools import partial
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from tiny_run import DATASET, arguments, policy_that_answers, reward, trained
 
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
-from tokencredit.trainers.trl_checks import dropout
+from tokencredit.trainers.trl_checks import CorrectnessWatch, dropout
+from tokencredit.trainers.trl_rewards import BatchRewards
 
 CLOSED = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{% endfor %}"
 OPEN = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
@@ -172,6 +175,75 @@ def test_cut_off_completions_may_train_where_rewards_differ(tmp_path):
     assert trainer.state.log_history[0]["completions/clipped_ratio"] == 1
 
 
+def test_a_run_whose_completions_are_cut_off_may_be_let_go_on(tmp_path):
+    trainer = trainer_on(
+        tmp_path, functions=[Half()], **CUT_OFF, max_steps=4, steps_per_generation=1, credit_stop_if_truncated=False
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def right(completions, **_):
+    return [float(len(text) % 2) for text in completions]
+
+
+def wrong(completions, **_):
+    return [0.0 for _ in completions]
+
+
+ATTNPO = {"credit_method": "attnpo", "credit_params": {"heads": [[1, 0]]}}
+
+
+def test_what_says_which_answers_are_correct_must_be_named(tmp_path):
+    """A weighted sum may reach the threshold by a format reward alone."""
+    with pytest.raises(ValueError, match=r"attnpo reads which answers are correct.* one of reward, right"):
+        trainer_on(tmp_path, functions=[reward, right], **ATTNPO)
+    trainer_on(tmp_path, functions=[reward, right], **ATTNPO, credit_correct_reward="right")
+    trainer_on(tmp_path, functions=[reward, right], credit_method="atpo")
+
+
+def test_correctness_is_read_from_the_reward_itself_whatever_its_weight():
+    rewards = BatchRewards(torch.tensor([[1.0], [0.0]]), torch.tensor([0.1]), ["right"], 2)
+    assert rewards.correct(None, 1.0).tolist() == [True, False]
+    assert rewards.group_means(rewards.correct(None, 1.0)).tolist() == [0.5, 0.5]
+
+
+def test_an_answer_whose_correctness_is_not_known_ends_the_run():
+    rewards = BatchRewards(torch.tensor([[1.0], [math.nan]]), torch.ones(1), ["right"], 2)
+    with pytest.raises(ValueError, match="right says which completions are correct, but gave None for completion 1"):
+        rewards.correct(None, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:the credit of")
+def test_a_run_without_correct_answers_is_warned_of_once(tmp_path):
+    small = {"per_device_train_batch_size": 4, "max_completion_length": 4, "steps_per_generation": 1, "max_steps": 7}
+    trainer = trainer_on(tmp_path, functions=[reward, wrong], **small, **ATTNPO, credit_correct_reward="wrong")
+    with pytest.warns(UserWarning, match=r"no completion of the first 5 generation batches is correct") as caught:
+        trainer.train()
+    assert sum("is correct" in str(w.message) for w in caught) == 1
+
+
+def test_one_correct_answer_is_enough():
+    watch = CorrectnessWatch("attnpo", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(10):
+            watch(torch.tensor([i == 3, False]))
+
+
+@pytest.mark.parametrize("answer", ["(", ""])
+def test_an_answer_rule_that_is_no_regular_expression_is_refused(tmp_path, answer):
+    with pytest.raises(ValueError, match="regular expression"):
+        CreditGRPOConfig(**arguments(tmp_path), credit_answer=answer)
+
+
+def test_attention_is_not_read_where_its_heads_lie_on_several_processes(tmp_path):
+    split = ParallelismConfig(tp_size=2)
+    with pytest.raises(ValueError, match=r"atpo reads attention, but with tensor parallelism .*tp_size=2"):
+        CreditGRPOConfig(**arguments(tmp_path, parallelism_config=split), credit_method="atpo")
+    CreditGRPOConfig(**arguments(tmp_path, parallelism_config=split), credit_method="entropy")
+
+
 def test_the_model_card_tells_how_the_model_came_about(tmp_path, monkeypatch):
     secrets = [
         "--hub_token",
@@ -187,10 +259,18 @@ def test_the_model_card_tells_how_the_model_came_about(tmp_path, monkeypatch):
         **arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
         credit_method="atpo",
         credit_params={"floor": 0.25},
+        credit_answer="Answer:",
     )
     trained(CreditGRPOTrainer, args, data_name="sums, 8 problems")
     card = (tmp_path / "README.md").read_text()
-    for told in ("| method | atpo |", "| `floor` | 0.25 |", "reward x 1", "sums, 8 problems", "tokencredit 0."):
+    for told in (
+        "| method | atpo |",
+        "| `floor` | 0.25 |",
+        "| answer starts at | Answer: |",
+        "reward x 1",
+        "sums, 8 problems",
+        "tokencredit 0.",
+    ):
         assert told in card
     assert "\ntrain.py --hub_token ... --wandb-api-key=... --init" in card
     assert "--lr 1e-6" in card

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import LoraConfig
-from tiny_run import Keeping, arguments, credit_by_completion, expect_same_credit, passes, trained
+from tiny_run import (
+    Keeping,
+    arguments,
+    credit_by_completion,
+    expect_same_credit,
+    passes,
+    policy_that_answers,
+    trained,
+)
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
 
+from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
 TWO_UPDATES = {"steps_per_generation": 2, "gradient_accumulation_steps": 1}
@@ -115,3 +126,48 @@ def test_rounded_states_are_not_compared(tmp_path):
     """Under autocast TRL's passes are in bfloat16, where a small residual drowns."""
     given = arguments(tmp_path, max_steps=1, credit_method="arca", bf16=True, **TWO_UPDATES, **REFERENCE)
     assert extra_passes(given, peft_config=lora()) == 4
+
+
+class OfText(Keeping):
+    """Gives the scoring passes what processors of vision-language models add to prompts of text."""
+
+    added = None
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):
+        if self._scoring is not None and self.added:
+            kwargs |= {self.added: torch.zeros_like(input_ids), "num_images": [0] * len(input_ids)}
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+
+
+class OfTextMarked(OfText):
+    added = "mm_token_type_ids"
+
+
+def vision_language_policy():
+    """A tiny vision-language model with the vocabulary of the tests' tokenizer."""
+    tokenizer, plain = build_tokenizer(), policy_that_answers()
+    size = len(tokenizer)
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    text = {**plain.config.to_dict(), "model_type": "qwen2_5_vl_text", "rope_parameters": rope, "head_dim": None}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
+    special = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, **{name: size - 1 - i for i, name in enumerate(special)}
+    )
+    policy = Qwen2_5_VLForConditionalGeneration(config)
+    policy.generation_config = plain.generation_config
+    return policy
+
+
+def test_prompts_of_text_for_a_vision_language_model_add_no_pass(tmp_path):
+    """The pass that TRL makes is watched although it takes token types, and gives the same credit."""
+    args = CreditGRPOConfig(**arguments(tmp_path, max_steps=1, credit_method="surprisal", **TWO_UPDATES))
+    counts, credits = [], []
+    for trainer_class in (OfText, OfTextMarked):
+        policy, calls = vision_language_policy(), []
+        policy.get_decoder().register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        credits.append(credit_by_completion(trained(trainer_class, args, policy)))
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
+    expect_same_credit(*credits)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -37,45 +39,50 @@ def train(
         from tokencredit.cli.train_config import Parser, check_config
         from tokencredit.prompts import check_texts
         from tokencredit.trainers.trl import CreditGRPOConfig
+        from tokencredit.trainers.trl_checks import RunError
         from tokencredit.trainers.trl_script import TrainArguments, build_trainer
     given = [*([] if config is None else ["--config", str(config)]), *context.args]
-    with needed_packages("math"), user_errors():
-        arguments: Any = (TrainArguments, CreditGRPOConfig, ModelConfig)
-        parser = Parser(arguments, prog="tokencredit train")
-        if config is not None:
-            check_config(config, parser)
-        script, args, model = parser.parse_args_and_config(given)
-        check_folder(Path(args.output_dir), "output_dir")
-        if dry_run:
-            args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
-            args.resume_from_checkpoint = None
-        _check_model(model)
+    with ExitStack() as cleanup:
+        with needed_packages("math"), user_errors():
+            arguments: Any = (TrainArguments, CreditGRPOConfig, ModelConfig)
+            parser = Parser(arguments, prog="tokencredit train")
+            if config is not None:
+                check_config(config, parser)
+            script, args, model = parser.parse_args_and_config(given)
+            if dry_run:
+                args.output_dir = cleanup.enter_context(TemporaryDirectory(prefix="tokencredit-"))
+                args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
+                args.resume_from_checkpoint = None
+            check_folder(Path(args.output_dir), "output_dir")
+            try:
+                trainer = build_trainer(script, args, model)
+                problems: Any = trainer.train_dataset
+            except OSError as error:  # a file or a model that cannot be read
+                raise ValueError(f"the run cannot be prepared: {error}") from None
+            check_texts(problems["prompt"], trainer.processing_class)
         try:
-            trainer = build_trainer(script, args, model)
-            problems: Any = trainer.train_dataset
-        except OSError as error:  # a file or a model that cannot be read
-            raise ValueError(f"the run cannot be prepared: {error}") from None
-        check_texts(problems["prompt"], trainer.processing_class)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if dry_run:
-        row = next(row for row in trainer.state.log_history if "reward" in row)
-        say(f"dry run: one step of {args.credit_method}, reward {float(row['reward']):.3f}")
-        return
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        except RunError:
+            with user_errors():
+                raise
+        if dry_run:
+            _report_step(trainer)
+            return
     trainer.save_model(args.output_dir)
     trainer.create_model_card(model_name=Path(args.output_dir).name)
     say(f"saved: {args.output_dir}")
 
 
-def _check_model(model: Any) -> None:
-    """Before the data are read. Without a name, `build_trainer` says what is missing."""
-    from transformers import AutoConfig
+def _report_step(trainer: Any) -> None:
+    """Print the reward of a dry run's step, how many completions carry loss, and which the method leaves uniform."""
+    from tokencredit.notices import inactive
+    from tokencredit.trainers.trl_log import SHARE
 
-    name = model.model_name_or_path
-    if not name:
-        return
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
-        raise ValueError(f"there is no folder {name} to load the model (model_name_or_path) from")
-    try:
-        AutoConfig.from_pretrained(name, revision=model.model_revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the model {name} cannot be loaded: {error}") from None
+    row = next(row for row in trainer.state.log_history if "reward" in row)
+    method = trainer.credit_method
+    say(f"dry run: one step of {method.name}, reward {float(row['reward']):.3f}")
+    diagnostics = trainer.credit_logs["train"].step_diagnostics()
+    carrying = diagnostics[SHARE]
+    say(f"{int(carrying.sum())} of {len(carrying)} completions carry loss (have tokens and an advantage)")
+    for sentence in inactive(method, diagnostics):
+        say(sentence)

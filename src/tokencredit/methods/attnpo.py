@@ -94,12 +94,12 @@ class AttnPO:
     def __call__(self, rollouts: Rollouts, advantages: Tensor, signals: Signals, step: int | None = None) -> Credit:
         signals.check(self.needs)
         steps, correct, group = rollouts.step_index, rollouts.correct, rollouts.group
-        if steps is None or correct is None or group is None:
+        if steps is None or correct is None or (group is None and rollouts.group_correct is None):
             raise ValueError("attnpo needs rollouts with step_index (see tc.mark_spans), correct and group")
         answer_length = rollouts.answer_mask.sum(1)
         attended = self._key_focus(signals) * answer_length[:, None]
         score, exists = step_means(attended, torch.where(rollouts.reasoning_mask, steps, -1))
-        p = _group_fraction(correct, group)
+        p = _group_fraction(rollouts)
         length = rollouts.lengths
         if self.baseline_length == "sequence":
             length = length + rollouts.prompt_mask.sum(1)
@@ -152,8 +152,13 @@ def length_penalised_reward(correct: Tensor, lengths: Tensor, group: Tensor, alp
     return (right * (1 - alpha * torch.sigmoid((values - mean) / (std + 1e-8)))).float()
 
 
-def _group_fraction(correct: Tensor, group: Tensor) -> Tensor:
-    """(B,): the fraction of correct completions in each completion's group."""
+def _group_fraction(rollouts: Rollouts) -> Tensor:
+    """(B,): the fraction of correct completions in each completion's group, of which the batch may hold a part."""
+    if rollouts.group_correct is not None:
+        return widened(rollouts.group_correct)
+    correct, group = rollouts.correct, rollouts.group
+    assert correct is not None
+    assert group is not None
     return _group_sum(widened(correct), group) / _group_sum(torch.ones_like(widened(correct)), group)
 
 

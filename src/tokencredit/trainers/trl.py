@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
-from tokencredit import outcome
 from tokencredit.credit import Credit
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Signals, check_adapter, collect, observe, reward_model_for
@@ -27,7 +26,10 @@ from tokencredit.steps import Splitter, find_spans
 from tokencredit.trainers.degenerate import warn_if_degenerate
 from tokencredit.trainers.trl_card import add_credit_section
 from tokencredit.trainers.trl_checks import (
+    CorrectnessWatch,
     TruncationWatch,
+    check_correct_reward,
+    check_parallelism,
     check_prompts,
     check_reference,
     check_rewards,
@@ -36,7 +38,9 @@ from tokencredit.trainers.trl_checks import (
     refuse_bases,
 )
 from tokencredit.trainers.trl_config import CreditGRPOConfig
+from tokencredit.trainers.trl_log import CreditLog, advantage_columns, carrying_loss
 from tokencredit.trainers.trl_passes import ScoringPasses
+from tokencredit.trainers.trl_rewards import BatchRewards
 
 __all__ = ["CreditGRPOConfig", "CreditGRPOTrainer"]
 
@@ -51,9 +55,13 @@ class CreditGRPOTrainer(GRPOTrainer):
     what P2T reads: a transformers classifier with the policy's tokenizer, a function from embeddings to rewards, or a
     `tokencredit.RewardModel`; it is moved to the policy's device. `data_name` is what the model card calls the data.
 
-    Logs `credit/<diagnostic>` (means over completions, see `Credit.diagnostics`), `credit/seconds`, what credit took,
-    and `credit/share_of_step`, its share of the whole step. With `log_completions` the table shows each completion's
-    concentration.
+    Logs `credit/<diagnostic>` (see `Credit.diagnostics`), means over the completions that carry loss;
+    `credit/with_loss`, their share; `credit/seconds`, what credit took, and `credit/share_of_step`, its share of the
+    whole step. With `log_completions` the table shows the outcome advantage that was spread, the mean, least and
+    greatest advantage of a token, and each completion's concentration.
+
+    Attributes:
+        credit_logs: what has been collected for logging in "train" and "eval", see `CreditLog`.
     """
 
     args: CreditGRPOConfig
@@ -81,20 +89,19 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._splitter = splitter or args.credit_splitter
         self._loss_inputs: dict[str, Any] | None = None
         self._scoring: ScoringPasses | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._data_name = data_name
-        self._watch_truncation = TruncationWatch(args.max_completion_length)
+        self._watch_truncation = TruncationWatch(args.max_completion_length) if args.credit_stop_if_truncated else None
+        self._watch_correct = CorrectnessWatch(self.credit_method.name, args.credit_correct_threshold)
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         functions = None if reward_funcs is None else [checked_reward(function) for function in given]
         super().__init__(model, functions, args, *rest, **kwargs)
+        self.credit_logs = {mode: CreditLog(self.accelerator.gather) for mode in ("train", "eval")}
         if self.train_dataset is not None:
             template = {"chat_template": self.chat_template} | dict(self.chat_template_kwargs)  # type: ignore[arg-type]
             check_prompts(self.train_dataset, self.processing_class, **template)
-        named = args.credit_correct_reward
-        if named is not None and named not in self.reward_func_names:
-            raise ValueError(
-                f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
-            )
+        check_correct_reward(args.credit_correct_reward, self.reward_func_names, self.credit_method)
+        check_parallelism(self.accelerator.parallelism_config, self.credit_method)
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
         check_reference(self._policy, args, self.credit_method.needs)
         if args.credit_timing == "loss" and (name := dropout(self._policy)):
@@ -122,12 +129,20 @@ class CreditGRPOTrainer(GRPOTrainer):
         self._scoring = self._scoring_passes()
         try:
             batch = super()._generate_and_score_completions(inputs)
-            if self.model.training:  # type: ignore[union-attr]
-                truncated = self._metrics["train"]["completions/clipped_ratio"][-1]
-                self._watch_truncation(truncated, self._weighted_rewards())
+            if self._mode == "train":
+                self._watch()
             return self._with_credit(batch)
         finally:
             self._scoring = None
+
+    def _watch(self) -> None:
+        """Look at a generation batch for what would make the run useless."""
+        if self._watch_truncation is not None:
+            truncated = self._metrics["train"]["completions/clipped_ratio"][-1]
+            self._watch_truncation(truncated, self._weighted_rewards())
+        correct = self._correct()
+        if correct is not None and self.accelerator.is_main_process:
+            self._watch_correct(correct)
 
     def _loss_shows_generator(self) -> bool:
         """In its first pass over a batch the loss still sees the policy that generated, and no batch is used again."""
@@ -159,16 +174,36 @@ class CreditGRPOTrainer(GRPOTrainer):
     def _with_credit(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         kind = batch["advantages"].dtype
+        self._show_outcome_in_table()
         if self._in_loss:
             rollouts = self._rollouts(batch)
             marks = {f"credit_{name}": getattr(rollouts, name) for name in _MARKS}
             return {**batch, **marks, "advantages": self._outcome(batch).to(kind)}
-        credit = self._assign(batch)
-        self._record(credit, time.perf_counter() - started)
-        for name in ("gini", "effective_ratio"):
-            values = self.accelerator.gather(credit.diagnostics[name])
+        credit, outcome, mask = self._assign(batch), self._outcome(batch), batch["completion_mask"].bool()
+        self._record(credit, outcome, mask, time.perf_counter() - started)
+        self._show_in_table(credit, mask)
+        return {**batch, "advantages": self._for_loss(credit, outcome).to(kind)}
+
+    def _for_loss(self, credit: Credit, outcome: Tensor) -> Tensor:
+        """(B, T), or (B,) for a loss that has one importance weight a sequence, where credit is uniform."""
+        return outcome if self.args.importance_sampling_level == "sequence" else credit.advantages
+
+    def _show_outcome_in_table(self) -> None:
+        """Replace TRL's own advantages, which it has put into its table of completions, where others are spread."""
+        if self.args.credit_outcome != "trainer":
+            advantages = self._rewards.advantages(self.args.credit_outcome).tolist()
+            shown: Any = self._logs["advantages"]
+            for _ in range(min(len(shown), len(advantages))):
+                shown.pop()
+            shown.extend(advantages)
+
+    def _show_in_table(self, credit: Credit, mask: Tensor) -> None:
+        """Add columns to TRL's table of completions, whose own column is the outcome advantage that is spread."""
+        columns = {name: credit.diagnostics[name] for name in ("gini", "effective_ratio")}
+        columns |= advantage_columns(credit, mask)
+        gathered = self.accelerator.gather(torch.stack([*columns.values()], 1))
+        for name, values in zip(columns, gathered.unbind(1), strict=True):
             self._logs["extra"][f"credit_{name}"].extend(values.tolist())  # type: ignore[index]
-        return {**batch, "advantages": credit.advantages.to(kind)}
 
     def _assign(self, batch: dict[str, Any]) -> Credit:
         rollouts, needs = self._rollouts(batch), self.credit_method.needs
@@ -212,9 +247,10 @@ class CreditGRPOTrainer(GRPOTrainer):
                 entropy=entropy if needs.logits else None,
                 reference_logprob=inputs["ref_per_token_logps"] if needs.reference_logprob else None,
             )
-        credit = self.credit_method(rollouts, inputs["advantages"], signals, step=self.state.global_step)
-        inputs["advantages"] = credit.advantages.to(inputs["advantages"].dtype)
-        self._record(credit, time.perf_counter() - started)
+        outcome = inputs["advantages"]
+        credit = self.credit_method(rollouts, outcome, signals, step=self.state.global_step)
+        inputs["advantages"] = self._for_loss(credit, outcome).to(outcome.dtype)
+        self._record(credit, outcome, rollouts.completion_mask, time.perf_counter() - started)
         return found
 
     def _rollouts(self, batch: dict[str, Any]) -> Rollouts:
@@ -226,17 +262,27 @@ class CreditGRPOTrainer(GRPOTrainer):
         return replace(rollouts, **self._groups(len(batch["completion_ids"])))
 
     def _mark(self, rollouts: Rollouts) -> Rollouts:
-        end = self.args.credit_end_of_reasoning
-        return find_spans(rollouts, self.processing_class, self._splitter, end_of_reasoning=end)
+        return find_spans(
+            rollouts,
+            self.processing_class,
+            self._splitter,
+            end_of_reasoning=self.args.credit_end_of_reasoning,
+            answer=self.args.credit_answer,
+        )
 
     @property
-    def _generations(self) -> int:
-        training = self.model.training  # type: ignore[union-attr]
-        return (self.num_generations if training else self.num_generations_eval) or 1
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"  # type: ignore[union-attr]
+
+    @property
+    def _rewards(self) -> BatchRewards:
+        """Of the completions of all processes."""
+        generations = self.num_generations if self._mode == "train" else self.num_generations_eval
+        return BatchRewards(self._last_rewards, self.reward_weights, self.reward_func_names, generations or 1)
 
     def _weighted_rewards(self) -> Tensor:
         """The weighted sum of the rewards of all processes' completions."""
-        return (self._last_rewards * self.reward_weights.to(self._last_rewards.device)).nansum(1)
+        return self._rewards.weighted()
 
     def _own(self, values: Tensor, size: int) -> Tensor:
         """This process's part of what all processes hold."""
@@ -247,31 +293,35 @@ class CreditGRPOTrainer(GRPOTrainer):
         """(B,): the outcome advantages, by groups that may lie on several processes."""
         if self.args.credit_outcome == "trainer":
             return batch["advantages"]
-        rewards = self._weighted_rewards()
-        group = torch.arange(len(rewards), device=rewards.device) // self._generations
-        advantages = {"grpo": outcome.grpo, "dr_grpo": outcome.dr_grpo, "rloo": outcome.rloo}
-        return self._own(advantages[self.args.credit_outcome](rewards, group), len(batch["advantages"]))
+        return self._own(self._rewards.advantages(self.args.credit_outcome), len(batch["advantages"]))
+
+    def _correct(self) -> Tensor | None:
+        """Which completions of all processes are correct, for a method that reads it."""
+        if not self.credit_method.needs.group:
+            return None
+        return self._rewards.correct(self.args.credit_correct_reward, self.args.credit_correct_threshold)
 
     def _groups(self, size: int) -> dict[str, Tensor]:
-        """`group` and `correct` of this process's completions; nothing where a group is split over processes."""
-        if size % self._generations and self.accelerator.num_processes > 1:
-            return {}
-        if self.args.credit_correct_reward is None:
-            value = self._weighted_rewards()
-        else:
-            value = self._last_rewards[:, self.reward_func_names.index(self.args.credit_correct_reward)]
-        value = self._own(value, size)
-        group = torch.arange(size, device=value.device) // self._generations
-        return {"group": group, "correct": value >= self.args.credit_correct_threshold}
+        """`group` of this process's completions, and `correct` and `group_correct` for a method that reads them."""
+        rewards, correct = self._rewards, self._correct()
+        known = {"group": rewards.group}
+        if correct is not None:
+            known |= {"correct": correct, "group_correct": rewards.group_means(correct)}
+        return {name: self._own(values, size) for name, values in known.items()}
 
-    def _record(self, credit: Credit, seconds: float) -> None:
-        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
-        means = {k: self.accelerator.gather(v).mean().item() for k, v in sorted(credit.diagnostics.items())}
-        for name, value in {**means, "seconds": seconds}.items():
-            self._metrics[mode][f"credit/{name}"].append(value)
-        # A method that reads nothing is as unequal as it is meant to be; a fresh adapter changes nothing yet.
-        if not self._warned and self.credit_method.needs and self.state.global_step > 0:
-            self._warned = warn_if_degenerate(self.credit_method.name, means)
+    def _record(self, credit: Credit, outcome: Tensor, mask: Tensor, seconds: float) -> None:
+        carrying = carrying_loss(credit, outcome, mask)
+        self.credit_logs[self._mode].add(credit, carrying, self.state.global_step)
+        self._metrics[self._mode]["credit/seconds"].append(seconds)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        log, step = self.credit_logs["train"], self.state.global_step
+        # At the end of an optimizer step that has assigned credit, in one micro-batch or several.
+        assigned = self.accelerator.sync_gradients and log.step == step
+        if assigned and self.accelerator.is_main_process and (means := log.step_means()):
+            warn_if_degenerate(self.credit_method, means, self._warned, updates=step)
+        return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
@@ -280,8 +330,10 @@ class CreditGRPOTrainer(GRPOTrainer):
             add_credit_section(card, self.args, self.reward_func_names, self._data_name or "not named")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        metrics = self._metrics["train"]
+        metrics = self._metrics[self._mode]
+        for name, value in self.credit_logs[self._mode].means().items():
+            metrics[f"credit/{name}"] = [value]
         took, steps = metrics.get("credit/seconds"), metrics.get("step_time")
-        if self.model.training and took and steps:  # type: ignore[union-attr]
+        if took and steps:
             metrics["credit/share_of_step"] = [sum(took) / sum(steps)]
         super().log(logs, start_time)

@@ -34,6 +34,7 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
         "method": method.name,
         **{f"`{name}`": value for name, value in asdict(method).items()},
         "read": f"{args.credit_timing} timing",
+        **({} if args.credit_answer == "auto" else {"answer starts at": args.credit_answer}),
         "outcome advantage": f"{args.credit_outcome}, {args.num_generations} completions a prompt",
         "loss": args.loss_type,
         "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in zip(rewards, weights, strict=True)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from tokencredit.prompts import render_chat
+from tokencredit.rewards.base import checked_values
 from tokencredit.signals import Needs
 
 TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
 
+BATCHES_WITHOUT_CORRECT = 5
+"""After so many generation batches without a correct completion the user is warned."""
+
 _RATES = ("dropout", "attention_dropout")
+
+
+class RunError(ValueError):
+    """A run has to end for a reason that its message explains in full, so that no traceback is needed."""
 
 
 def check_prompts(dataset: Any, tokenizer: Any, **template: Any) -> None:
@@ -63,9 +71,9 @@ def check_reference(policy: Any, args: Any, needs: Needs) -> None:
 
 
 def checked_reward(reward: Any) -> Any:
-    """A reward function that says which one it is when it raises, and refuses to give NaN or infinity.
+    """A reward function that says which one it is when it raises, and whose values are checked (`checked_values`).
 
-    None, by which a function has nothing to say, is let through. So are models, as they are.
+    Models are returned as they are.
     """
     if not callable(reward) or isinstance(reward, nn.Module):
         return reward
@@ -76,13 +84,13 @@ def checked_reward(reward: Any) -> Any:
         @wraps(reward, updated=())
         async def checked(*args: Any, **kwargs: Any) -> Any:
             with _named(name):
-                return _finite(await reward(*args, **kwargs), name)
+                return _checked(await reward(*args, **kwargs), name, len(kwargs["completions"]))
     else:
 
         @wraps(reward, updated=())
         def checked(*args: Any, **kwargs: Any) -> Any:
             with _named(name):
-                return _finite(reward(*args, **kwargs), name)
+                return _checked(reward(*args, **kwargs), name, len(kwargs["completions"]))
 
     checked.__name__ = name
     return checked
@@ -92,20 +100,18 @@ def checked_reward(reward: Any) -> Any:
 def _named(name: str) -> Iterator[None]:
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
         error.add_note(f"raised by the reward function {name}")
         raise
 
 
-def _finite(values: Any, name: str) -> list[Any]:
-    values = list(values)
-    for i, value in enumerate(values):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(
-                f"the reward function {name} gave {float(value)} for completion {i}: give a finite number, or None "
-                "where it has nothing to say"
-            )
-    return values
+def _checked(values: Any, name: str, count: int) -> list[float | None]:
+    try:
+        return checked_values(values, name, count)
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def check_rewards(rewards: Tensor, names: list[str], *, none_at_all: bool) -> None:
@@ -118,7 +124,7 @@ def check_rewards(rewards: Tensor, names: list[str], *, none_at_all: bool) -> No
     if rewards.isinf().any() or unscored.all() or (unscored.any() and not none_at_all):
         row = int((rewards.isinf().any(1) | unscored).nonzero()[0, 0])
         given = ", ".join(f"{name} {value:g}" for name, value in zip(names, rewards[row].tolist(), strict=True))
-        raise ValueError(f"completion {row} of a generation batch has no finite reward: {given} (nan: None or NaN)")
+        raise RunError(f"completion {row} of a generation batch has no finite reward: {given} (nan: None or NaN)")
 
 
 def refuse_bases(trainer: type) -> None:
@@ -138,6 +144,57 @@ def dropout(policy: nn.Module) -> str | None:
         if any(isinstance(rate, float) and rate > 0 for rate in rates):
             return name or type(module).__name__
     return None
+
+
+def check_parallelism(parallelism: Any, method: Any) -> None:
+    """Raise a ValueError where attention heads lie on several processes, and `method` reads attention.
+
+    Args:
+        parallelism: accelerate's ParallelismConfig, or None.
+    """
+    needs = method.needs
+    if getattr(parallelism, "tp_size", 1) > 1 and (needs.answer_attention or needs.answer_heads or needs.distances):
+        raise ValueError(
+            f"{method.name} reads attention, but with tensor parallelism (parallelism_config.tp_size="
+            f"{parallelism.tp_size}) each process has a part of the heads: use tp_size=1, or a method that reads none"
+        )
+
+
+def check_correct_reward(named: str | None, functions: Sequence[str], method: Any) -> None:
+    """Raise a ValueError where it is not known which reward function says whether an answer is correct.
+
+    Args:
+        named: the setting `credit_correct_reward`. functions: the names of the reward functions.
+    """
+    if named is not None and named not in functions:
+        raise ValueError(f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(functions)}")
+    if named is None and len(functions) > 1 and method.needs.group:
+        raise ValueError(
+            f"{method.name} reads which answers are correct, and there are {len(functions)} reward functions: name the "
+            f"one that says so, credit_correct_reward= one of {', '.join(functions)}"
+        )
+
+
+class CorrectnessWatch:
+    """Warns once when none of a run's first completions is correct."""
+
+    def __init__(self, method: str, threshold: float) -> None:
+        self._method, self._threshold = method, threshold
+        self._batches = 0
+
+    def __call__(self, correct: Tensor) -> None:
+        """Look at a generation batch; `correct` is (N,) bool."""
+        if self._batches == BATCHES_WITHOUT_CORRECT:
+            return
+        self._batches = BATCHES_WITHOUT_CORRECT if correct.any() else self._batches + 1
+        if self._batches == BATCHES_WITHOUT_CORRECT and not correct.any():
+            warnings.warn(
+                f"no completion of the first {self._batches} generation batches is correct, which {self._method} "
+                f"reads: none has a reward of credit_correct_threshold={self._threshold:g} or more. Lower the "
+                "threshold if the reward of a correct answer is smaller, or name another credit_correct_reward",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 class TruncationWatch:
@@ -160,8 +217,9 @@ class TruncationWatch:
             return
         self._batches += 1
         if self._batches >= TRUNCATED_BATCHES:
-            raise ValueError(
+            raise RunError(
                 f"in the first {self._batches} generation batches every completion was cut off at "
                 f"max_completion_length={self._limit} and all rewards were {float(rewards[0]):g}, so there is nothing "
-                "to learn from: raise max_completion_length, or start from a model that ends its answers"
+                "to learn from: raise max_completion_length, start from a model that ends its answers, or set "
+                "credit_stop_if_truncated=False to train on"
             )

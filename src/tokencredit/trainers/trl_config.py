@@ -8,8 +8,10 @@ from typing import Any
 from trl import GRPOConfig
 
 from tokencredit.methods import Method, method
+from tokencredit.methods.uniform import Uniform
 from tokencredit.signals import kernels_named, unobservable
-from tokencredit.steps import SPLITTERS
+from tokencredit.steps import SPLITTERS, check_answer
+from tokencredit.trainers.trl_checks import check_parallelism
 
 OUTCOMES = ("trainer", "grpo", "dr_grpo", "rloo")
 TIMINGS = ("rollout", "loss")
@@ -46,14 +48,30 @@ class CreditGRPOConfig(GRPOConfig):
     credit_end_of_reasoning: str = field(
         default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}
     )
+    credit_answer: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the answer starts: 'auto', behind credit_end_of_reasoning, or at the last \\boxed{ where a "
+            "completion has none; 'end_of_reasoning', only the former; or a regular expression, at its last match."
+        },
+    )
     credit_correct_reward: str | None = field(
         default=None,
-        metadata={"help": "The reward function that says whether an answer is right; the weighted sum by default."},
+        metadata={
+            "help": "The reward function that says whether an answer is correct. A method that reads it (attnpo) needs "
+            "this where there are several functions."
+        },
     )
     credit_correct_threshold: float = field(
-        default=1.0, metadata={"help": "An answer counts as right from this reward on (for methods that ask)."}
+        default=1.0, metadata={"help": "An answer is correct from this reward on (for methods that read it)."}
     )
-
+    credit_stop_if_truncated: bool = field(
+        default=True,
+        metadata={
+            "help": "End the run when every completion of its first three generation batches was truncated and all "
+            "rewards were equal, as it has nothing to learn from."
+        },
+    )
     credit_kernels: str = field(
         default="torch",
         metadata={
@@ -74,10 +92,28 @@ class CreditGRPOConfig(GRPOConfig):
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
+        check_answer(self.credit_answer)
         kernels_named(self.credit_kernels)
         chosen = self.build_credit_method()
+        self._check_settings_of_trl(chosen)
         if self.credit_timing == "loss" and (why := self.why_not_in_loss()):
             raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
+
+    def _check_settings_of_trl(self, chosen: Method) -> None:
+        """Raise a ValueError where a setting of TRL's would undo credit, or be ignored."""
+        if self.importance_sampling_level == "sequence" and not isinstance(chosen, Uniform):
+            raise ValueError(
+                f'importance_sampling_level="sequence" (GSPO) averages the advantages of a completion, so the tokens '
+                f'that {chosen.name} credits would not matter: use importance_sampling_level="token", or '
+                'credit_method="uniform"'
+            )
+        if self.credit_outcome != "trainer" and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"credit_outcome={self.credit_outcome!r} takes the weighted sum of the rewards, and would ignore "
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r}: use "
+                'multi_objective_aggregation="sum_then_normalize", or credit_outcome="trainer"'
+            )
+        check_parallelism(self.parallelism_config, chosen)
 
     def build_credit_method(self) -> Method:
         """The method that `credit_method` and `credit_params` name."""

@@ -24,6 +24,18 @@ LogProbPass = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 """TRL's function of (model, input_ids, attention_mask, logits_to_keep, ...): log-probs, entropies, auxiliary loss."""
 
 
+_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")
+"""Arguments (B, N) that say of each token whether it stands for text, which is 0, or for an image."""
+
+_COUNTS = ("num_images", "num_tiles")
+"""Arguments that say how many images each completion has."""
+
+
+def _of_text(name: str, value: Any) -> bool:
+    """An argument of TRL's function, other than None, that says no more than that all of the batch is text."""
+    return (name in _OF_TOKENS and not value.any()) or (name in _COUNTS and not any(value))
+
+
 class ScoringPasses:
     """What the passes over one generation batch show.
 
@@ -63,20 +75,26 @@ class ScoringPasses:
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`forward` over the policy, watched, in slices of `batch_size` as it takes them itself."""
+        """`forward` over the policy, watched, in slices of `batch_size` as it takes them itself.
+
+        Processors of vision-language models add arguments to prompts of text alone (`_OF_TOKENS`), which are passed on.
+        A pass with any other argument, such as images, is not watched.
+        """
         if self.rollouts is None:
             ids, mask = ((x[:, :-logits_to_keep], x[:, -logits_to_keep:]) for x in (input_ids, attention_mask))
             self.rollouts = self._mark(Rollouts(ids[0], mask[0], ids[1], mask[1]))
-        self._again = lambda: self.run(model, input_ids, attention_mask, logits_to_keep, batch_size)
+        given_too = {name: value for name, value in kwargs.items() if value is not None}
+        self._again = lambda: self.run(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         # TRL calls the policy with a copy of an earlier adapter the reference, too.
         other_adapter = getattr(self._policy, "active_adapter", None) != self._adapter
-        if other_adapter or any(value is not None for value in kwargs.values()):
+        if other_adapter or not all(_of_text(name, value) for name, value in given_too.items()):
             return self._forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         logprobs = []
         for start in range(0, len(input_ids), batch_size or len(input_ids)):
             rows = slice(start, start + (batch_size or len(input_ids)))
             given = (model, input_ids[rows], attention_mask[rows], logits_to_keep)
-            logprobs.append(self._slice(given, self.rollouts.rows(rows)))
+            of_tokens = {name: value[rows] for name, value in given_too.items() if name in _OF_TOKENS}
+            logprobs.append(self._slice(given, of_tokens, self.rollouts.rows(rows)))
         return torch.cat(logprobs), None, None
 
     def signals(self, reference_logprob: Tensor | None) -> Signals:
@@ -103,11 +121,11 @@ class ScoringPasses:
         states, base = (torch.cat(self._states.pop(off)) for off in (False, True))
         return found | Signals(adapter_residual=state_distance(states, base, self.rollouts))
 
-    def _slice(self, given: tuple[Any, ...], rollouts: Rollouts) -> Tensor:
+    def _slice(self, given: tuple[Any, ...], of_tokens: dict[str, Tensor], rollouts: Rollouts) -> Tensor:
         off = adapter_is_off(self._policy)
         needs = Needs() if off else self._needs
         with observe(self._policy, rollouts, needs, kernels=self._kernels) as read, self._watch_states() as states:
-            logprob, entropy, _ = self._forward(*given, compute_entropy=needs.logits)
+            logprob, entropy, _ = self._forward(*given, compute_entropy=needs.logits, **of_tokens)
         if not off:
             self._read.append(read(**({"logprob": logprob, "entropy": entropy} if needs.logits else {})))
         if self._by_states:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tokencredit import rewards
+from tokencredit.checkpoints import load_complete
 from tokencredit.data import load_problems
 from tokencredit.signals import RewardModel
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
@@ -45,11 +47,12 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
     """Everything that a run needs, loaded and checked, ready for `train()`.
 
     Raises:
-        ValueError: no model or data is named, a reward is unknown, the data lacks a column, or the credit method cannot
-            run so.
+        ValueError: no model or data is named, the model cannot be loaded, a reward is unknown, the data lacks a column,
+            or the credit method cannot run so.
     """
     if not model.model_name_or_path or not script.data:
         raise ValueError("name a model (model_name_or_path) and problems to train on (data)")
+    _check_model(model.model_name_or_path, model)
     functions = [rewards.find(name) for name in script.rewards]
     problems = load_problems(
         script.data,
@@ -70,16 +73,38 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
     }
     args.model_init_kwargs = {name: value for name, value in init.items() if value is not None}
     needs_reward_model = bool(args.build_credit_method().needs.reward)
-    return CreditGRPOTrainer(
-        model.model_name_or_path,
-        functions,
-        args=args,
-        train_dataset=problems,
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
-        reward_model=_reward_model(script, model.model_name_or_path) if needs_reward_model else None,
-        data_name=f"{script.data}, {len(problems)} problems",
-    )
+    reward_model = _reward_model(script, model.model_name_or_path) if needs_reward_model else None
+    try:
+        return CreditGRPOTrainer(
+            model.model_name_or_path,
+            functions,
+            args=args,
+            train_dataset=problems,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+            reward_model=reward_model,
+            data_name=f"{script.data}, {len(problems)} problems",
+        )
+    except OSError as error:
+        raise ValueError(f"{model.model_name_or_path} cannot be trained: {error}") from None
+
+
+def _check_model(name: str, model: ModelConfig) -> None:
+    """Raise a ValueError where there is no such model, or its checkpoint lacks weights, before data is read.
+
+    TRL loads the policy itself and hides transformers' report of missing weights. A model on the meta device has the
+    same report and needs neither time nor memory.
+    """
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ValueError(f"there is no folder {name} to load the model (model_name_or_path) from")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model.model_revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model {name} cannot be loaded: {error}") from None
+    kind = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "__name__", None)
+    # Other classes, such as those of vision-language models, and quantized weights are left to TRL.
+    if kind in (config.architectures or []) and not hasattr(config, "quantization_config"):
+        load_complete(AutoModelForCausalLM, name, revision=model.model_revision, device_map="meta")
 
 
 def _mapping(given: Any) -> dict[str, Any]:
