@@ -6,7 +6,6 @@ They are computed in float64, so that they are the same on every CPU. After a ch
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from functools import reduce
@@ -18,15 +17,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tokencredit as tc
+from tokencredit.cli.models import load_policy
 
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
 
 
 @pytest.fixture(scope="module")
-def policy(model):
+def policy(folder):
     """With a LoRA adapter that changes something, for the methods that compare with and without it."""
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    policy = get_peft_model(copy.deepcopy(model).double(), adapter).double().eval()
+    policy = get_peft_model(load_policy(str(folder))[0], adapter).double().eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_" in name:
