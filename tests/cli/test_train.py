@@ -15,6 +15,8 @@ from tokencredit.cli import app
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+METHODS = {"smollm2": "rhythm"}
+"""Of the examples that are not named after theirs."""
 SMALL = {
     "dtype": "float32",
     "num_generations": 4,
@@ -67,7 +69,7 @@ def test_examples_take_a_step(stand_ins, example):
     }
     result = run(stand_ins, example, "--dry-run", **own.get(example, {}))
     assert result.exit_code == 0, result.output
-    assert f"dry run: one step of {example}" in result.output
+    assert f"dry run: one step of {METHODS.get(example, example)}" in result.output
     assert "of 4 completions carry loss" in result.output
     assert not (stand_ins / "out").exists()
 

@@ -14,7 +14,10 @@ from tokencredit.cli.heads import heads
 from tokencredit.cli.quickstart import quickstart
 from tokencredit.cli.report import report
 from tokencredit.cli.score import score
+from tokencredit.cli.smollm2 import smollm2
 from tokencredit.cli.train import train
+from tokencredit.cli.warmup import warmup
+from tokencredit.cli.word_problems import word_problems
 
 app = typer.Typer(
     name="tokencredit",
@@ -31,6 +34,9 @@ app.command()(score)
 app.command()(report)
 app.command()(doctor)
 app.command("eval")(evaluate)
+app.command()(smollm2)
+app.command("word-problems")(word_problems)
+app.command()(warmup)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,7 +129,7 @@ class Bars:
             disable=not self._live,
         )
         self._task: TaskID | None = None
-        self._name, self._total, self._said = "", 0, 0
+        self._name, self._total, self._said, self._started = "", 0, 0, 0.0
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -138,7 +139,7 @@ class Bars:
         self._progress.stop()
 
     def stage(self, name: str, total: int) -> None:
-        self._name, self._total, self._said = name, total, 0
+        self._name, self._total, self._said, self._started = name, total, 0, time.monotonic()
         self._task = self._progress.add_task(escape(name), total=total, note="")
 
     def advance(self, done: int, note: str = "") -> None:
@@ -147,7 +148,9 @@ class Bars:
         tenth = done * 10 // self._total
         if not self._live and tenth > self._said:
             self._said = tenth
-            say(f"{self._name}: {done}/{self._total} {note}".rstrip())
+            seconds = (time.monotonic() - self._started) / done * (self._total - done)
+            left = f"({seconds / 60:.0f} min left)" if seconds >= 90 else ""
+            say(" ".join(filter(None, (f"{self._name}: {done}/{self._total}", note, left))))
             sys.stdout.flush()
 
     def message(self, text: str) -> None:

@@ -1,0 +1,129 @@
+"""Train a real language model with token-level credit, from a warm-up to a report, on two CPU cores.
+
+    python examples/smollm2.py          # what `make real` runs
+
+Every stage is a command of tokencredit, which is printed before it runs. A stage that is done is not repeated, so after
+an interruption the same command goes on. docs/real_model.md explains the stages and their settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tokencredit.pretrained import smollm2
+
+CONFIG = Path(__file__).with_suffix(".yaml")
+TRACES = 24
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/smollm2"), help="the folder of the run")
+    parser.add_argument("--warmup-steps", type=int, default=60, help="updates of the warm-up")
+    parser.add_argument("--steps", type=int, default=30, help="updates of reinforcement learning")
+    parser.add_argument("--held-out", type=int, default=128, help="problems that accuracy is measured on")
+    asked = parser.parse_args()
+    try:
+        run(asked.out, asked.warmup_steps, asked.steps, asked.held_out)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from here.")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(out: Path, warmup_steps: int, steps: int, held_out: int) -> None:
+    problems, warm, trained, report = out / "problems", out / "warm", out / "trained", out / "report"
+    model = smollm2()
+    stage(out, "problems", "word-problems", "--out", problems, "--held-out", held_out)
+    if not warm.exists():
+        lessons = ("--data", problems / "lessons.jsonl", "--chat", "--steps", warmup_steps)
+        stage(out, "warm-up", "warmup", model, *lessons, "--out", warm)
+    evaluations(out, warm, "before")
+    # The adapter remembers where its base model is, so the path should be valid from every folder.
+    settings = ("--model_name_or_path", warm.resolve(), "--data", problems / "train.jsonl", "--output_dir", trained)
+    resumed = [word for folder in checkpoints(trained)[-1:] for word in ("--resume_from_checkpoint", folder)]
+    stage(out, "training", "train", "--config", CONFIG, *settings, "--max_steps", steps, *resumed)
+    evaluations(out, trained, "after")
+    write_traces(out / "after-sampled.jsonl", out / "traces.jsonl")
+    if "report" not in finished(out):
+        shutil.rmtree(report, ignore_errors=True)
+    traces = ("--traces", out / "traces.jsonl", "--methods", "rhythm,atpo,surprisal")
+    stage(out, "report", "score", "--model", trained, *traces, "--out", report)
+    print(summary(out))
+    print(f"report: {report / 'report.html'}")
+
+
+def stage(out: Path, name: str, *words: object) -> None:
+    """Run a command of tokencredit unless this stage is done, and write down how long it took."""
+    if name in finished(out):
+        return
+    command = [str(word) for word in words]
+    print(f"\n$ tokencredit {shlex.join(command)}", flush=True)
+    started, before = time.time(), cpu_seconds()
+    done = subprocess.run([sys.executable, "-m", "tokencredit.cli", *command], env=ENVIRONMENT, check=False)
+    if done.returncode:
+        sys.exit(f"tokencredit {command[0]} failed. Once the cause is removed, the same command goes on from here.")
+    times = {"seconds": time.time() - started, "cpu_seconds": cpu_seconds() - before}
+    path = out / "stages.json"
+    path.with_suffix(".partial").write_text(json.dumps({**finished(out), name: times}, indent=2) + "\n")
+    path.with_suffix(".partial").replace(path)
+
+
+def finished(out: Path) -> dict[str, dict[str, float]]:
+    """The stages that are done, and how long they took."""
+    path = out / "stages.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def cpu_seconds() -> float:
+    """Of the commands that have run."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def evaluations(out: Path, model: Path, when: str) -> None:
+    """Accuracy on the held-out problems: greedy, and of one sample a problem at temperature 1."""
+    for kind, temperature in (("greedy", 0), ("sampled", 1)):
+        made = out / f"{when}-{kind}.json"
+        problems = ("--data", out / "problems" / "heldout.jsonl", "--chat", "--temperature", temperature)
+        results = ("--out", made, "--completions", made.with_suffix(".jsonl"))
+        stage(out, made.stem, "eval", model, *problems, "--max-new-tokens", 64, "--batch-size", 32, *results)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of training, the latest last: the trainer's state is written after the weights."""
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    return sorted((state.parent for state in states), key=lambda path: int(path.name.partition("-")[2]))
+
+
+def write_traces(completions: Path, traces: Path) -> None:
+    """The first held-out completions, as `tokencredit score` reads them."""
+    rows = [json.loads(line) for line in completions.read_text().splitlines()[:TRACES]]
+    kept = [{k: row[k] for k in ("prompt", "completion", "reward")} | {"correct": row["reward"] == 1} for row in rows]
+    traces.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def summary(out: Path) -> str:
+    lines = ["", "accuracy on held-out problems, 95 % intervals", ""]
+    lines.append(f"{'':8}{'greedy':>22}{'T = 1':>22}")
+    for when in ("before", "after"):
+        found = [json.loads((out / f"{when}-{kind}.json").read_text())["reward"] for kind in ("greedy", "sampled")]
+        cells = [f"{e['value']:.3f} [{e['low']:.2f}, {e['high']:.2f}]" for e in found]
+        lines.append(f"{when:8}{cells[0]:>22}{cells[1]:>22}")
+    times = finished(out).values()
+    wall, cpu = (sum(row[name] for row in times) / 60 for name in ("seconds", "cpu_seconds"))
+    return "\n".join([*lines, "", f"{wall:.0f} minutes, {cpu:.0f} of CPU time"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The commands on a pretrained model and ten labelled completions."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from tokencredit.cli import app
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_score_writes_the_credit_of_every_token(folder, traces_file, traces, tmp_path):
+    out = tmp_path / "score"
+    methods = "atpo,rhythm,surprisal"
+    run("score", "--model", folder, "--traces", traces_file, "--methods", methods, "--out", out, "--batch-size", 10)
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 10
+    for row, trace in zip(rows, traces, strict=True):
+        sign = 1.0 if trace["correct"] else -1.0
+        assert row["credit"].keys() == set(methods.split(","))
+        for credit in row["credit"].values():
+            assert len(credit["advantages"]) == len(row["tokens"])
+            assert all(math.isfinite(a) and a * sign >= 0 for a in credit["advantages"])
+            assert len({round(a, 4) for a in credit["advantages"]}) > 1
+    assert (out / "report.html").stat().st_size > 50_000
+
+
+def test_eval_measures_accuracy(folder, tmp_path):
+    problems = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(3)]
+    path, out = tmp_path / "problems.jsonl", tmp_path / "found.json"
+    path.write_text("\n".join(map(json.dumps, problems)), "utf-8")
+    run("eval", folder, "--data", path, "--chat", "--max-new-tokens", 4, "--out", out)
+    found = json.loads(out.read_text("utf-8"))
+    assert found["problems"] == 3
+    assert 0 <= found["reward"]["low"] <= found["reward"]["value"] <= found["reward"]["high"] <= 1
+    assert 1 <= found["tokens"] <= 4
+
+
+def test_heads_ranks_all_of_them(folder, traces_file, tmp_path):
+    out = tmp_path / "heads.json"
+    result = run("heads", folder, "--traces", traces_file, "--out", out)
+    assert "heads by step ranking accuracy" in result.output
+    found = json.loads(out.read_text("utf-8"))
+    assert len(found["heads"]) == 3
+    assert out.with_suffix(".svg").is_file()
+
+
+def test_audit_scores_credit_against_the_labels(folder, traces_file, tmp_path):
+    run("audit", folder, "--traces", traces_file, "--methods", "atpo,surprisal", "--out", tmp_path)
+    (found,) = json.loads((tmp_path / "audit.json").read_text("utf-8"))["policies"].values()
+    assert (found["completions"], found["correct"]) == (10, 5)
+    scores = {row["name"]: row["scores"] for row in found["rows"]}
+    assert {"essential_auroc", "error_auroc"} <= scores["surprisal"].keys()
+    assert scores["oracle"]["essential_auroc"]["estimate"]["value"] == pytest.approx(1.0)

@@ -1,0 +1,122 @@
+"""Supervised fine-tuning, on a tiny policy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tokencredit.cli import app
+from tokencredit.supervised import Lesson, Supervision, fine_tune, load_lessons
+from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
+
+SIZE = PolicySize(width=32, layers=2, heads=2, kv_heads=1, feed_forward=48)
+RECIPE = Supervision(steps=6, batch_size=3, learning_rate=1e-2, save_every=2)
+LESSONS = [Lesson([5, 6 + i], [7 + i, 8 + i, 9][: 1 + i % 3]) for i in range(7)]
+
+
+def flat(policy):
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+
+def losses(policy, lessons=LESSONS, recipe=RECIPE, **options):
+    found = {}
+    fine_tune(policy, lessons, recipe, on_step=found.__setitem__, **options)
+    return found
+
+
+def test_the_loss_is_the_mean_over_the_completions_tokens():
+    policy = build_policy(SIZE).eval()
+    lessons, total, count = LESSONS[:3], 0.0, 0
+    for prompt, completion in lessons:
+        with torch.no_grad():
+            logprobs = policy(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        for i, token in enumerate(completion):
+            total -= float(logprobs[len(prompt) + i - 1, token])
+            count += 1
+    found = losses(policy, lessons, Supervision(steps=1, batch_size=3))
+    assert found[1] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_it_learns_and_every_lesson_counts():
+    policy = build_policy(SIZE)
+    found = losses(policy, recipe=Supervision(steps=80, batch_size=7, learning_rate=1e-2))
+    assert found[80] < 0.1 * found[1]
+    assert not policy.training
+    for prompt, completion in LESSONS:
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == completion
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
+    whole = build_policy(SIZE)
+    losses(whole)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(step, loss):
+        if step == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fine_tune(build_policy(SIZE), LESSONS, RECIPE, checkpoint=tmp_path / "checkpoint", on_step=stop)
+    resumed = build_policy(SIZE)
+    found = losses(resumed, checkpoint=tmp_path / "checkpoint")
+    assert list(found) == [4, 5, 6]
+    assert torch.equal(flat(resumed), flat(whole))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    losses(build_policy(SIZE), checkpoint=tmp_path / "checkpoint")
+    for lessons, recipe in ((LESSONS[1:], RECIPE), (LESSONS, Supervision(steps=7, batch_size=3, save_every=2))):
+        with pytest.raises(ValueError, match="of a run with other settings or lessons"):
+            losses(build_policy(SIZE), lessons, recipe, checkpoint=tmp_path / "checkpoint")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    policy = build_policy(SIZE)
+    with torch.no_grad():
+        policy.model.embed_tokens.weight[9] = torch.nan
+    with pytest.raises(ValueError, match="loss of step 1 is nan"):
+        losses(policy)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"}', "line 2: expected"),
+        ('{"prompt": "", "completion": "b"}', "line 2: expected"),
+        ("[1]", "line 2: expected"),
+        ("{", "line 2"),
+    ],
+)
+def test_broken_lessons_are_named(tmp_path, line, message):
+    path = tmp_path / "lessons.jsonl"
+    path.write_text('{"prompt": "Q:a=1?a", "completion": "1"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        load_lessons(path, build_tokenizer())
+
+
+def test_the_command_makes_a_model_that_can_be_loaded(tmp_path):
+    from tokencredit.cli.models import load_policy
+
+    build_policy(SIZE).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    path, out = tmp_path / "lessons.jsonl", tmp_path / "out"
+    path.write_text(json.dumps({"prompt": "Q:a=1+2?a", "completion": "<think>a=1+2=3;</think>\\boxed{3}"}))
+    words = ["warmup", tmp_path / "model", "--data", path, "--out", out, "--steps", 12, "--batch-size", 2]
+    words += ["--learning-rate", 0.02, "--lora-rank", 4]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    assert "loss" in result.output
+    before, after = load_policy(str(tmp_path / "model"))[0], load_policy(str(out))[0]
+    assert [n for n, _ in after.named_parameters()] == [n for n, _ in before.named_parameters()]
+    assert not torch.equal(flat(before), flat(after))
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "out", "lessons.jsonl"}
+    again = CliRunner().invoke(app, list(map(str, words)))
+    assert again.exit_code == 2
+    assert "exists" in again.output
