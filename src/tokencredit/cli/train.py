@@ -49,11 +49,11 @@ def train(
             if config is not None:
                 check_config(config, parser)
             script, args, model = parser.parse_args_and_config(given)
+            check_folder(Path(args.output_dir), "output_dir")
             if dry_run:
                 args.output_dir = cleanup.enter_context(TemporaryDirectory(prefix="tokencredit-"))
                 args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
                 args.resume_from_checkpoint = None
-            check_folder(Path(args.output_dir), "output_dir")
             try:
                 trainer = build_trainer(script, args, model)
                 problems: Any = trainer.train_dataset
