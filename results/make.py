@@ -155,7 +155,8 @@ class Comparisons:
     def at_end(self, task: str, arm: str, key: str) -> str:
         """The mean of what is logged over the last steps of an arm's runs."""
         runs = [run for run in self._found[task]["runs"] if run["arm"] == arm]
-        return f"{fmean(fmean(run[key]) for run in runs):.2f}"
+        known = [[value for value in run[key] if value is not None] for run in runs]
+        return f"{fmean(fmean(values) for values in known if values):.2f}"
 
     def concentration(self, tasks: list[str]) -> str:
         """Of each comparison and arm, how unequal its credit is at the end of training."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -72,6 +74,21 @@ def carrying_loss(advantages: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
         (B,) bool. A completion counts where its outcome advantage or that of any of its tokens is not 0.
     """
     return mask.any(1) & ((outcome != 0) | (advantages != 0).any(1))
+
+
+def means_with_loss(diagnostics: Mapping[str, Tensor], carrying: Tensor) -> dict[str, float]:
+    """The mean of each diagnostic over the completions that carry loss, and their share as `WITH_LOSS`.
+
+    The others, such as those of groups with equal rewards, would hide what credit does to the rest. Where no completion
+    carries loss there is the share alone.
+
+    Args:
+        diagnostics: name -> (B,). carrying: (B,) bool, see `carrying_loss`.
+    """
+    share = {WITH_LOSS: carrying.sum().item() / max(1, len(carrying))}
+    if not carrying.any():
+        return share
+    return {name: values[carrying].mean().item() for name, values in diagnostics.items()} | share
 
 
 def concentration(weights: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -634,7 +634,7 @@ def test_a_tall_trace_is_a_smaller_png_or_the_page_says_why_there_is_none(visit)
     def lines(n):
         return row(tokens=["7\n"] * n, attention=None, answer_start=None)
 
-    tab = visit(traces=[lines(250), lines(500)], fragment="#methods=atpo")
+    tab = visit(traces=[lines(250), lines(500)], fragment="#trace=0&methods=atpo")
     png = tab.get_by_role("button", name="as PNG")
     with tab.expect_download() as download:
         png.click()

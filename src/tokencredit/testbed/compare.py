@@ -225,8 +225,11 @@ def train_run(comparison: Comparison, run: Run) -> dict[str, Any]:
         "accuracy": {row["step"]: row["accuracy"] for row in rows if "accuracy" in row},
         "reward": [round(row["reward"], 4) for row in rows],
         "length": [round(row["length"], 2) for row in rows],
-        "gini": [round(row["credit/gini"], 4) for row in rows],
-        "effective_ratio": [round(row["credit/effective_ratio"], 4) for row in rows],
+        # None where no completion of a step carried loss.
+        **{
+            name: [None if (value := row.get(f"credit/{name}")) is None else round(value, 4) for row in rows]
+            for name in ("gini", "effective_ratio")
+        },
         "credit_seconds": round(sum(row["credit/seconds"] for row in rows), 3),
         "seconds": round(trained.seconds, 2),
         "tokens": trained.tokens,

@@ -25,11 +25,12 @@ from transformers import Qwen3ForCausalLM
 
 from tokencredit import outcome
 from tokencredit.analysis.decoding import continuations
-from tokencredit.assignment import assign
 from tokencredit.credit import Credit
+from tokencredit.diagnostics import carrying_loss, means_with_loss
 from tokencredit.methods import Method
 from tokencredit.padding import padded_left
 from tokencredit.rollouts import Rollouts
+from tokencredit.signals import collect
 from tokencredit.signals.policy import reading
 from tokencredit.steps import find_spans
 from tokencredit.testbed.evaluate import completion_text
@@ -109,7 +110,11 @@ def train_lean(
         update(rollouts, credit.advantages, order)
         seconds += (took := time.perf_counter() - started)
         tokens += int(rollouts.attention_mask.sum())
-        row |= {"tokens": tokens, **_metrics(rollouts, credit), "credit/share_of_step": row["credit/seconds"] / took}
+        row |= {
+            "tokens": tokens,
+            **_metrics(rollouts, credit, advantages),
+            "credit/share_of_step": row["credit/seconds"] / took,
+        }
         if held_out and (step % budget.evaluate_every == 0 or step == budget.steps):
             greedy = roll_out(policy, tokenizer, task, held_out, copies=1)
             row["accuracy"] = greedy.rewards.mean().item()  # type: ignore[union-attr]
@@ -119,7 +124,12 @@ def train_lean(
 
 def own_credit(m: Method, reward_model: Any = None) -> AssignCredit:
     """The credit of the method itself, from what it reads in the policy that wrote the completions."""
-    return lambda batch: assign(batch.policy, batch.rollouts, m, batch.advantages, reward_model, batch.updates)
+
+    def credit(batch: Batch) -> Credit:
+        signals = collect(batch.policy, batch.rollouts, m.needs, reward_model)
+        return m(batch.rollouts, batch.advantages, signals, step=batch.updates)
+
+    return credit
 
 
 def prompt_batches(training: Sequence[Problem], budget: Budget) -> Iterator[list[Problem]]:
@@ -245,9 +255,11 @@ def _trainable_copy(checkpoint: Qwen3ForCausalLM, budget: Budget, adapted: bool)
         return get_peft_model(policy, adapter).train()
 
 
-def _metrics(rollouts: Rollouts, credit: Credit) -> dict[str, Any]:
+def _metrics(rollouts: Rollouts, credit: Credit, advantages: Tensor) -> dict[str, Any]:
+    carrying = carrying_loss(credit.advantages, advantages, rollouts.completion_mask)
+    means = means_with_loss(credit.diagnostics, carrying)
     return {
         "reward": rollouts.rewards.mean().item(),  # type: ignore[union-attr]
         "length": rollouts.lengths.float().mean().item(),
-        **{f"credit/{name}": values.mean().item() for name, values in sorted(credit.diagnostics.items())},
+        **{f"credit/{name}": value for name, value in sorted(means.items())},
     }

@@ -96,10 +96,7 @@ def _curves(runs: Sequence[dict[str, Any]], best: Sequence[ArmSummary]) -> Figur
     for key in ("reward", "length", "gini", "effective_ratio"):
         name = key if key in CURVES else f"credit/{key}"
         title, y = CURVES[name]
-        series = {
-            arm: [[step, *_band(values)] for step, values in enumerate(zip(*(r[key] for r in found), strict=True), 1)]
-            for arm, found in chosen.items()
-        }
+        series = {arm: _points([run[key] for run in found]) for arm, found in chosen.items()}
         if name in SHARES:
             series = {
                 arm: [[step, *map(figures.share, band)] for step, *band in points] for arm, points in series.items()
@@ -109,6 +106,12 @@ def _curves(runs: Sequence[dict[str, Any]], best: Sequence[ArmSummary]) -> Figur
     return figures.group(
         "curves", "Learning curves", charts, "Means over runs, with 95 % intervals (Student's t) over them."
     )
+
+
+def _points(runs: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """[step, mean, low, high] over the runs that have a value, for every step at which one has."""
+    known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
+    return [[step, *_band(values)] for step, values in enumerate(known, start=1) if values]
 
 
 def _band(values: Sequence[float]) -> list[float | None]:

@@ -7,24 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from tokencredit.credit import Credit
-from tokencredit.diagnostics import WITH_LOSS
+from tokencredit.diagnostics import means_with_loss
 from tokencredit.notices import inactive
 
 
 def diagnostic_means(credit: Credit, carrying: Tensor, real: Tensor) -> dict[str, float]:
-    """The mean of each diagnostic over the completions that carry loss, and their share as `WITH_LOSS`.
-
-    The others, such as those of groups with equal rewards, would hide what credit does to the rest. Where no completion
-    carries loss there is the share alone.
+    """`means_with_loss` of the completions that verl has not added as padding.
 
     Args:
-        carrying: (B,) bool, see `carrying_loss`. real: (B,) bool, the completions that verl has not added as padding.
+        carrying: (B,) bool, see `tokencredit.diagnostics.carrying_loss`. real: (B,) bool, those completions.
     """
-    share = {WITH_LOSS: (carrying & real).sum().item() / max(1, int(real.sum()))}
-    rows = carrying & real
-    if not rows.any():
-        return share
-    return {name: values[rows].mean().item() for name, values in credit.diagnostics.items()} | share
+    return means_with_loss({name: values[real] for name, values in credit.diagnostics.items()}, carrying[real])
 
 
 def new_notices(method: Any, credit: Credit, rows: Tensor, known: set[str]) -> list[str]:
