@@ -1,4 +1,4 @@
-"""Word problems whose worked solutions are right, but for the teacher's slips."""
+"""Word problems whose worked solutions are right except for the teacher's slips."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from tokencredit import outcome
 from tokencredit.ablation import ablate_steps
 from tokencredit.assignment import assign
-from tokencredit.credit import Credit
+from tokencredit.credit import Credit, additive, multiplicative, salience_weights
 from tokencredit.head_files import HeadFile, HeadRank
 from tokencredit.heads import group_heads, head_stability, rank_heads
 from tokencredit.methods import Method, method, methods
@@ -24,6 +24,7 @@ __all__ = [
     "Rollouts",
     "Signals",
     "ablate_steps",
+    "additive",
     "assign",
     "collect",
     "group_heads",
@@ -31,8 +32,10 @@ __all__ = [
     "mark_spans",
     "method",
     "methods",
+    "multiplicative",
     "outcome",
     "rank_heads",
+    "salience_weights",
     "show",
 ]
 

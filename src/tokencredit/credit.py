@@ -84,13 +84,13 @@ def _on_tokens(name: str, values: Tensor, rollouts: Rollouts) -> Tensor:
     """`values` (B, T) as float32, detached, 0 on padding."""
     shape = tuple(rollouts.completion_mask.shape)
     if not isinstance(values, Tensor) or tuple(values.shape) != shape:
-        raise ValueError(f"{name} must be {shape}, one number a token of the completions; got {_described(values)}")
+        raise ValueError(f"{name} must be {shape}, one number per token of the completions; got {_described(values)}")
     return torch.where(rollouts.completion_mask, values.detach().float(), 0.0)
 
 
 def _outcome(advantages: Tensor, rollouts: Rollouts) -> Tensor:
     if not isinstance(advantages, Tensor) or tuple(advantages.shape) != (len(rollouts),):
-        raise ValueError(f"advantages must be ({len(rollouts)},), one a completion; got {_described(advantages)}")
+        raise ValueError(f"advantages must be ({len(rollouts)},), one per completion; got {_described(advantages)}")
     if not torch.isfinite(advantages).all():
         raise ValueError("advantages must be finite: some are NaN or infinite")
     return advantages.detach().float()
@@ -103,7 +103,7 @@ def _own(given: dict[str, Tensor], rollouts: Rollouts) -> dict[str, Tensor]:
             raise ValueError(f"{name} is a diagnostic of every method: give your own another name")
         if not isinstance(value, Tensor) or tuple(value.shape) != (len(rollouts),):
             raise ValueError(
-                f"diagnostic {name} must be ({len(rollouts)},), one number a completion; got {_described(value)}"
+                f"diagnostic {name} must be ({len(rollouts)},), one number per completion; got {_described(value)}"
             )
     return {name: value.detach().float() for name, value in given.items()}
 

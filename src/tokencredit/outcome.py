@@ -1,4 +1,4 @@
-"""Outcome advantages: one number a completion, from the rewards of its group.
+"""Outcome advantages: one number per completion, from the rewards of its group.
 
 Inside a trainer the trainer's own outcome advantage is redistributed; these serve where there is none.
 """

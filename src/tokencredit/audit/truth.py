@@ -52,7 +52,7 @@ class Truth:
             if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"{name} must be finite: some of it is NaN or infinite")
         if tuple(self.correct.shape) != grid[:1]:
-            raise ValueError(f"correct must be {grid[:1]}, one a completion; got {tuple(self.correct.shape)}")
+            raise ValueError(f"correct must be {grid[:1]}, one per completion; got {tuple(self.correct.shape)}")
         steps = int(self.step_index.max()) + 1 if self.step_index.numel() else 0
         if self.essential.shape != self.labelled.shape or tuple(self.essential.shape[:1]) != grid[:1]:
             raise ValueError(f"essential and labelled must be (B, K); got {tuple(self.essential.shape)}")

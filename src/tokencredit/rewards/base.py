@@ -53,7 +53,7 @@ def checked_values(values: Any, name: str, count: int) -> list[float | None]:
     Raises:
         ValueError: it returned something else, other than `count` values, or one that is no finite number.
     """
-    expected = f"expected a list of {count} numbers, one a completion (None where it has nothing to say)"
+    expected = f"expected a list of {count} numbers, one per completion (None where it has nothing to say)"
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable) or _ndim(values) == 0:
         raise ValueError(f"the reward function {name} returned {values!r:.60} ({type(values).__name__}); {expected}")
     listed = list(values)

@@ -64,7 +64,7 @@ def joined(parts: Sequence[Signals], rows: Sequence[Tensor], width: int) -> Sign
 
     def widened(name: str, values: Tensor) -> Tensor:
         missing = width - values.shape[-1]
-        # Of one value a head, and not a token.
+        # This has one value per head, not per token.
         if name == "look_back" or missing == 0:
             return values
         return pad(values, (0, missing), value=-1 if name == "segment" else 0)
