@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Number
 from typing import Any
 
-END_THINK, BOXED = "</think>", "\\boxed{"
+from tokencredit.steps import BOXED
+
+END_THINK = "</think>"
 
 Columns = Mapping[str, Sequence[Any]]
 """Columns of a dataset, one entry a completion (or a problem)."""

@@ -83,7 +83,7 @@ def _reaches(answer: str, problem: CountdownProblem) -> bool:
 
 
 def plain_notation(text: str) -> str:
-    """Mathematical notation as `+ - * / ( )`. What has no such form stays, and the parser refuses it.
+    """Mathematical notation as `+ - * / ( )`. Other text is left as it is, and the parser refuses it.
 
     Raises:
         ValueError: the text is too long for an answer.
