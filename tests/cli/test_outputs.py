@@ -8,10 +8,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
-from tokencredit.cli.outputs import check_file, check_folder
+from tokencredit.cli.outputs import (
+    check_claim,
+    check_file,
+    check_folder,
+    claim_file,
+    claim_folder,
+    explained_interruption,
+)
 
 SCORE = ["score", "--model", "absent", "--traces", "traces.jsonl"]
 EVAL = ["eval", "--data", "absent.jsonl", "absent", "--reward", "format"]
@@ -73,3 +81,59 @@ def test_what_can_be_written_is_not_made_by_the_check(here):
     check_file(here / "a/b.json")
     check_file(here / "file")
     assert not (here / "a").exists()
+
+
+RUN = {"command": "eval", "model": "m", "seed": 0}
+
+
+def test_a_folder_is_claimed_once_then_only_replaced_or_continued_on_request(tmp_path):
+    folder = tmp_path / "new" / "run"
+    check_claim(folder, RUN, overwrite=False, resume=False)
+    assert not folder.parent.exists()
+    claim_folder(folder, RUN, overwrite=False, resume=False)
+    (folder / "part.jsonl").write_text("kept")
+    with pytest.raises(ValueError, match=r"exists: choose another --out, --overwrite .*, or --resume"):
+        claim_folder(folder, RUN, overwrite=False, resume=False)
+    with pytest.raises(ValueError, match=r"exists: choose another --out, or --overwrite to replace it$"):
+        claim_folder(folder, RUN, overwrite=False)
+    claim_folder(folder, {**RUN, "tokencredit": "9"}, overwrite=False, resume=True)
+    assert (folder / "part.jsonl").read_text() == "kept"
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        claim_folder(folder, {**RUN, "seed": 1}, overwrite=False, resume=True)
+    claim_folder(folder, {**RUN, "seed": 1}, overwrite=True, resume=False)
+    assert not (folder / "part.jsonl").exists()
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True, "resume": False}, {"overwrite": False, "resume": True}])
+@pytest.mark.parametrize("config", [None, "no JSON", "[]", '{"model_type": "llama"}', '{"command": "audit"}'])
+def test_what_is_no_run_of_this_command_is_neither_replaced_nor_continued(tmp_path, config, how):
+    (tmp_path / "thesis.txt").write_text("kept")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="does not hold a run of `tokencredit eval`"):
+        claim_folder(tmp_path, RUN, **how)
+    assert (tmp_path / "thesis.txt").read_text() == "kept"
+
+
+def test_nothing_to_continue_and_both_at_once_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no run"):
+        check_claim(tmp_path / "none", RUN, overwrite=False, resume=True)
+    with pytest.raises(ValueError, match="exclude each other"):
+        check_claim(tmp_path, RUN, overwrite=True, resume=True)
+
+
+def test_a_file_is_replaced_on_request_only(tmp_path):
+    file = tmp_path / "heads.json"
+    claim_file(file, overwrite=False)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="exists: choose another file, or --overwrite"):
+        claim_file(file, overwrite=False)
+    claim_file(file, overwrite=True)
+    assert file.read_text() == "{}"
+
+
+def test_an_interruption_is_explained(capsys):
+    with pytest.raises(typer.Exit) as exit_, explained_interruption("Add --resume."):
+        raise KeyboardInterrupt
+    assert exit_.value.exit_code == 130
+    assert "Interrupted. Add --resume." in capsys.readouterr().out

@@ -4,7 +4,7 @@ import os
 import pytest
 from conftest import tiny_policy
 
-from tokencredit.testbed.files import replacing_directory, write_text
+from tokencredit.files import replacing_directory, write_text
 from tokencredit.testbed.runs import RunFolder
 
 CONFIG = {"command": "quickstart", "methods": ["uniform", "atpo"], "seed": 0}

@@ -143,8 +143,8 @@ def _evaluate(
 ) -> EvaluationReport:
     """Evaluate under a bar, writing each completion as it comes, and at the end which of them are correct."""
     from tokencredit.evaluation import evaluate as run
+    from tokencredit.files import write_text
     from tokencredit.rewards.base import known_correct
-    from tokencredit.testbed.files import write_text
 
     scored: list[Scored] = []
     policy, tokenizer = load_policy(model)

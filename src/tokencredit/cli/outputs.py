@@ -1,9 +1,114 @@
-"""Where results are to be written: checked before any work, without making anything."""
+"""Where results are written. One rule holds for every command:
+
+- The place is checked before any work, and nothing is made until the input has been checked too.
+- What is already there is never replaced without `--overwrite`.
+- A run that takes long is continued with `--resume`, if its settings are the same; Ctrl-C says so.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokencredit.cli.terminal import say
+from tokencredit.files import write_text
+
+CONFIG = "config.json"
+"""The settings of the run that a folder belongs to. `command` is one of them."""
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run that is already there.")]
+
+
+def claim_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
+    """Check that a file may be written at `path`. Nothing is written yet.
+
+    Raises:
+        ValueError: `path` cannot be written, or something is there and `overwrite` is False.
+    """
+    check_file(path, option)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{option} {path} exists: choose another file, or --overwrite to replace it")
+
+
+def check_claim(path: Path, config: Mapping[str, Any], *, overwrite: bool, resume: bool | None = None) -> None:
+    """Check that a run with these settings may use the folder `path`. Nothing is made or removed yet.
+
+    Args:
+        config: the settings, JSON-ready, with the name of the command in `command`.
+        overwrite: the run that is in the folder may be replaced.
+        resume: the run that is in the folder may be continued; None for commands that cannot do that.
+
+    Raises:
+        ValueError: there can be no such folder; it holds something and neither is given; it holds no run of this
+            command; or the run to be continued has other settings, which are named.
+    """
+    check_folder(path)
+    if overwrite and resume:
+        raise ValueError("--overwrite and --resume exclude each other")
+    if not _occupied(path):
+        if resume:
+            raise ValueError(f"--resume: there is no run in {path}")
+        return
+    if not overwrite and not resume:
+        ways = ["choose another --out", "--overwrite to replace it"] + ["--resume to go on with it"] * (resume is False)
+        raise ValueError(f"{path} exists: {', '.join(ways[:-1])}, or {ways[-1]}")
+    before = _config(path)
+    if before.get("command") != config["command"]:
+        raise ValueError(
+            f"{path} does not hold a run of `tokencredit {config['command']}` (its {CONFIG} would say so): "
+            "choose another --out"
+        )
+    if resume and (differing := _differing(before, config)):
+        raise ValueError(f"{path} was run with other settings ({', '.join(differing)}): choose another --out")
+
+
+def claim_folder(path: Path, config: Mapping[str, Any], *, overwrite: bool, resume: bool | None = None) -> None:
+    """Make `path` the folder of a run with these settings, which are written to its config.json.
+
+    The arguments and errors are those of `check_claim`. With `overwrite`, what the folder held is removed.
+    """
+    check_claim(path, config, overwrite=overwrite, resume=resume)
+    if overwrite and _occupied(path):
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+@contextmanager
+def explained_interruption(how_to_go_on: str) -> Iterator[None]:
+    """Around long work: Ctrl-C ends the command with this sentence and exit code 130, instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. {how_to_go_on}")
+        raise typer.Exit(130) from None
+
+
+def _occupied(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that differ once both have been through JSON. The version of tokencredit may differ."""
+    now = json.loads(json.dumps(dict(now)))
+    names = (before.keys() | now.keys()) - {"tokencredit"}
+    return sorted(name for name in names if before.get(name) != now.get(name))
 
 
 def check_folder(path: Path, option: str = "--out") -> None:

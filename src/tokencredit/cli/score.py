@@ -85,11 +85,11 @@ def score(
     from tokencredit.assignment import assignable
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
+    from tokencredit.files import write_text
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import CONFIG, ROWS
     from tokencredit.signals import RewardModel
     from tokencredit.steps import check_span_options
-    from tokencredit.testbed.files import write_text
 
     quiet_libraries()
     folder = out or Path("runs") / f"score-{datetime.now():%Y%m%d-%H%M%S}"

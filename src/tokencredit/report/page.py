@@ -21,9 +21,9 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tokencredit.files import write_text
 from tokencredit.report.figures import Figure
 from tokencredit.steps import BOXED
-from tokencredit.testbed.files import write_text
 
 MOST_TRACES, MOST_BYTES = 200, 2_100_000
 """Of a page; bytes are compressed, and a third more in base64, so that a page stays below 3 MB."""

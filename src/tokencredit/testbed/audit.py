@@ -18,6 +18,7 @@ from tokencredit.audit.audit import audit
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, NoiseCeiling, noise_ceilings
 from tokencredit.audit.policies import audit_policy
 from tokencredit.audit.truth import Truth
+from tokencredit.files import replacing_directory
 from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method, method
 from tokencredit.methods.specs import check_specs, sketch
@@ -25,7 +26,6 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.testbed.arms import ALL_ARMS, build_arm, heads_in_words
 from tokencredit.testbed.audited import estimated, sample_audited
 from tokencredit.testbed.evaluate import evaluate
-from tokencredit.testbed.files import replacing_directory
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems
 from tokencredit.testbed.quickstart import Progress

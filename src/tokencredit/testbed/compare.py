@@ -24,12 +24,12 @@ from transformers import Qwen3ForCausalLM
 from transformers import logging as transformers_logging
 
 import tokencredit
+from tokencredit.files import write_text
 from tokencredit.methods import Method
 from tokencredit.methods.specs import sketch, split_specs
 from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.controls import oracle_credit, shuffled_credit
 from tokencredit.testbed.evaluate import evaluate
-from tokencredit.testbed.files import write_text
 from tokencredit.testbed.lean import AssignCredit, own_credit, train_lean
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems

@@ -26,9 +26,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from tokencredit.files import replacing_directory
 from tokencredit.signals import RewardModel
 from tokencredit.steps import TokenPieces
-from tokencredit.testbed.files import replacing_directory
 from tokencredit.testbed.problems import generate_problems
 from tokencredit.testbed.tasks import Problem, Task, label_tokens
 from tokencredit.testbed.tasks.base import EOS

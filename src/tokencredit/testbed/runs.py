@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from tokencredit.files import replacing_directory, write_text
 from tokencredit.head_files import HeadRank
-from tokencredit.testbed.files import replacing_directory, write_text
 
 
 class RunFolder:

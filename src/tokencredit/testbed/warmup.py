@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
 
-from tokencredit.testbed.files import replacing_directory
+from tokencredit.files import replacing_directory
 from tokencredit.testbed.muon import Muon
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 from tokencredit.testbed.problems import is_held_out
