@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2"), help="the folder of the run")
     parser.add_argument("--warmup-steps", type=int, default=60, help="updates of the warm-up")
-    parser.add_argument("--steps", type=int, default=30, help="updates of reinforcement learning")
+    parser.add_argument("--steps", type=int, default=40, help="updates of reinforcement learning")
     parser.add_argument("--held-out", type=int, default=128, help="problems that accuracy is measured on")
     asked = parser.parse_args()
     try:
