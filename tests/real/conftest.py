@@ -51,6 +51,14 @@ def traces_file() -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_file(traces_file, tmp_path_factory) -> Path:
+    """The first four of them, of two problems: enough for what reads the model and takes long."""
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    path.write_text("".join(traces_file.read_text("utf-8").splitlines(keepends=True)[:4]), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def traces(traces_file) -> list[dict]:
     return [json.loads(line) for line in traces_file.read_text("utf-8").splitlines()]
 
