@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     stage(out, "problems", "word-problems", "--out", problems, "--held-out", arguments.held_out)
     if model is not None:
         lessons = ("--data", problems / "lessons.jsonl", "--chat", "--steps", arguments.warmup_steps)
-        stage(out, "warm-up", "warmup", model, *lessons, "--out", warm)
+        resumed = ["--resume"] if warm.with_name("warm.unfinished").exists() else []
+        stage(out, "warm-up", "warmup", model, *lessons, "--out", warm, *resumed)
     evaluations(out, warm, "before")
     # The adapter remembers where its base model is, so the path should be valid from every folder.
     settings = ("--model_name_or_path", warm.resolve(), "--data", problems / "train.jsonl", "--output_dir", trained)
@@ -132,13 +133,14 @@ def evaluations(out: Path, model: Path, when: str) -> None:
     for kind, temperature in (("greedy", 0), ("sampled", 1)):
         results = out / f"{when}-{kind}.json"
         completions = results.with_suffix(".jsonl")
-        if results.stem not in finished(out):  # what an interrupted evaluation has left
+        resumed = ["--resume"] if results.with_name(f"{results.name}.partial").exists() else []
+        if results.stem not in finished(out) and not resumed:  # what an interrupted evaluation may have left
             results.unlink(missing_ok=True)
             completions.unlink(missing_ok=True)
         problems = ("--data", out / "problems" / "heldout.jsonl", "--chat", *NO_INSTRUCTION)
         sampling = ("--temperature", temperature, "--max-new-tokens", 64, "--batch-size", 32)
         files = ("--out", results, "--completions", completions)
-        stage(out, results.stem, "eval", model, *problems, *sampling, *files)
+        stage(out, results.stem, "eval", model, *problems, *sampling, *files, *resumed)
 
 
 def checkpoints(folder: Path) -> list[Path]:
