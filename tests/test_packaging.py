@@ -172,3 +172,45 @@ def test_another_python_is_refused_before_anything_is_installed(tmp_path):
     assert "Python 3.11 to 3.14 is needed" in done.stderr
     assert "is 3.10" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def ci_run(folder, failing=""):
+    """Run .ci/run with a stand-in for make, which names its target and fails for one of them."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
+    tools = folder / "tools"
+    tools.mkdir()
+    make = f'#!/bin/sh\necho "output of $1"\necho "$1" >>"{folder}/ended"\ntest "$1" != "{failing}"\n'
+    for name, text in {"make": make, "chromium": "#!/bin/sh\n"}.items():
+        (tools / name).write_text(text, "utf-8")
+        (tools / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(folder)}
+    done = subprocess.run([folder / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False)
+    return done, (folder / "ended").read_text("utf-8").split()
+
+
+def test_continuous_integration_runs_every_target_and_the_tests_last(tmp_path):
+    done, targets = ci_run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(targets[:-1]) == ["check", "package", "resolve"]
+    assert targets[-1] == "test"
+    assert [line for line in done.stdout.splitlines() if line.startswith("output")] == [
+        f"output of {target}" for target in ("check", "resolve", "package", "test")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ci", "ended", "tools"]
+
+
+@pytest.mark.parametrize("failing", ["check", "resolve", "package", "test"])
+def test_continuous_integration_fails_with_any_of_its_targets(failing, tmp_path):
+    done, targets = ci_run(tmp_path, failing)
+    assert done.returncode != 0
+    assert ("test" in targets) == (failing == "test")
+    assert failing == "check" or f"output of {failing}" in done.stdout
+
+
+def test_the_tests_are_spread_over_processes_and_arguments_come_last(tmp_path):
+    """The last -n counts, so ARGS="-n 0 --pdb" debugs in pytest's own process."""
+    run = [words for words in commands(tmp_path, "test", "WORKERS=3", "ARGS=-x tests/cli") if "pytest" in words]
+    assert run == [
+        [".venv/bin/python", "-m", "pytest", "-n", "3", "--dist", "worksteal", "-x", "tests/cli"],
+    ]

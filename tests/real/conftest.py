@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tokencredit.pretrained import INSTALL, PACKAGE, smollm2
 
 
 @pytest.fixture(scope="session")
-def folder() -> Path:
-    """Of the converted model: in the user's cache, where the first run puts it."""
+def folder(tmp_path_factory) -> Path:
+    """The folder of the converted model: in the user's cache, where the first run puts it.
+
+    Where the tests run in several processes, one of them converts the model, and the others wait for it.
+    """
     if find_spec(PACKAGE) is None or find_spec("gguf") is None:
         pytest.skip(f"SmolLM2 is not installed: {INSTALL}")
-    return smollm2()
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared / "smollm2.lock"):
+        return smollm2()
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +48,14 @@ def tokenizer(model_and_tokenizer):
 def traces_file() -> Path:
     """Ten labelled completions of word problems: half of them right, with a redundant step, half of them wrong."""
     return Path(__file__).parent / "data" / "traces.jsonl"
+
+
+@pytest.fixture(scope="session")
+def short_file(traces_file, tmp_path_factory) -> Path:
+    """The first four of them, of two problems: enough for what reads the model and takes long."""
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    path.write_text("".join(traces_file.read_text("utf-8").splitlines(keepends=True)[:4]), "utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The commands on a pretrained model and ten labelled completions."""
+"""The commands on a pretrained model and four labelled completions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def run(*words):
     return result
 
 
-def test_score_writes_the_credit_of_every_token(folder, traces_file, traces, tmp_path):
+def test_score_writes_the_credit_of_every_token(folder, short_file, traces, tmp_path):
     out = tmp_path / "score"
     methods = "atpo,rhythm,surprisal"
-    run("score", "--model", folder, "--traces", traces_file, "--methods", methods, "--out", out, "--batch-size", 10)
+    run("score", "--model", folder, "--traces", short_file, "--methods", methods, "--out", out)
     rows = [json.loads(line) for line in (out / "scores.jsonl").read_text("utf-8").splitlines()]
-    assert len(rows) == 10
-    for row, trace in zip(rows, traces, strict=True):
+    assert len(rows) == 4
+    for row, trace in zip(rows, traces[:4], strict=True):
         sign = 1.0 if trace["correct"] else -1.0
         assert row["credit"].keys() == set(methods.split(","))
         for credit in row["credit"].values():
@@ -35,28 +35,27 @@ def test_score_writes_the_credit_of_every_token(folder, traces_file, traces, tmp
 
 def test_eval_measures_accuracy(folder, tmp_path):
     problems = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(3)]
-    path, out = tmp_path / "problems.jsonl", tmp_path / "found.json"
+    path, out = tmp_path / "problems.jsonl", tmp_path / "results.json"
     path.write_text("\n".join(map(json.dumps, problems)), "utf-8")
     run("eval", folder, "--data", path, "--chat", "--max-new-tokens", 4, "--out", out)
-    found = json.loads(out.read_text("utf-8"))
-    assert found["problems"] == 3
-    assert 0 <= found["reward"]["low"] <= found["reward"]["value"] <= found["reward"]["high"] <= 1
-    assert 1 <= found["tokens"] <= 4
+    results = json.loads(out.read_text("utf-8"))
+    assert results["problems"] == 3
+    assert 0 <= results["reward"]["low"] <= results["reward"]["value"] <= results["reward"]["high"] <= 1
+    assert 1 <= results["tokens"] <= 4
 
 
-def test_heads_ranks_all_of_them(folder, traces_file, tmp_path):
+def test_heads_ranks_all_of_them(folder, short_file, tmp_path):
     out = tmp_path / "heads.json"
-    result = run("heads", folder, "--traces", traces_file, "--out", out)
+    result = run("heads", folder, "--traces", short_file, "--out", out)
     assert "heads by step ranking accuracy" in result.output
-    found = json.loads(out.read_text("utf-8"))
-    assert len(found["heads"]) == 3
+    assert len(json.loads(out.read_text("utf-8"))["heads"]) == 3
     assert out.with_suffix(".svg").is_file()
 
 
-def test_audit_scores_credit_against_the_labels(folder, traces_file, tmp_path):
-    run("audit", folder, "--traces", traces_file, "--methods", "atpo,surprisal", "--out", tmp_path)
-    (found,) = json.loads((tmp_path / "audit.json").read_text("utf-8"))["policies"].values()
-    assert (found["completions"], found["correct"]) == (10, 5)
-    scores = {row["name"]: row["scores"] for row in found["rows"]}
+def test_audit_scores_credit_against_the_labels(folder, short_file, tmp_path):
+    run("audit", folder, "--traces", short_file, "--methods", "atpo,surprisal", "--out", tmp_path)
+    (results,) = json.loads((tmp_path / "audit.json").read_text("utf-8"))["policies"].values()
+    assert (results["completions"], results["correct"]) == (4, 2)
+    scores = {row["name"]: row["scores"] for row in results["rows"]}
     assert {"essential_auroc", "error_auroc"} <= scores["surprisal"].keys()
     assert scores["oracle"]["essential_auroc"]["estimate"]["value"] == pytest.approx(1.0)

@@ -42,14 +42,14 @@ def two(rollouts):
 
 
 @pytest.fixture(scope="module")
-def chosen(parameters):
-    return {name: tc.method(name, **given) for name, given in parameters.items()}
+def methods(parameters):
+    return {name: tc.method(name, **values) for name, values in parameters.items()}
 
 
 @pytest.fixture(scope="module")
-def signals(policy, two, chosen, reward_model):
+def signals(policy, two, methods, reward_model):
     """What all methods read, in one go."""
-    needs = reduce(or_, (method.needs for method in chosen.values()))
+    needs = reduce(or_, (method.needs for method in methods.values()))
     return tc.collect(policy, two, needs, reward_model)
 
 
@@ -59,13 +59,13 @@ def kept():
 
 
 @pytest.mark.parametrize("name", tc.methods())
-def test_credit_is_what_it_was(name, two, chosen, signals, kept):
-    credit = chosen[name](two, torch.tensor([1.0, -1.0]), signals)
-    found = [row[:n].tolist() for row, n in zip(credit.advantages, two.lengths.tolist(), strict=True)]
+def test_credit_is_what_it_was(name, two, methods, signals, kept):
+    credit = methods[name](two, torch.tensor([1.0, -1.0]), signals)
+    advantages = [row[:n].tolist() for row, n in zip(credit.advantages, two.lengths.tolist(), strict=True)]
     if os.environ.get("REGENERATE_GOLDEN"):
-        kept[name] = [[round(value, 5) for value in row] for row in found]
+        kept[name] = [[round(value, 5) for value in row] for row in advantages]
         lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in sorted(kept.items()))
         GOLDEN.write_text(f"{{\n{lines}\n}}\n", "utf-8")
-    assert len(found) == len(kept[name]) == 2
-    for row, expected in zip(found, kept[name], strict=True):
+    assert len(advantages) == len(kept[name]) == 2
+    for row, expected in zip(advantages, kept[name], strict=True):
         assert row == pytest.approx(expected, abs=1e-4)

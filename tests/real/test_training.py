@@ -1,4 +1,4 @@
-"""Two steps of TRL's trainer on a pretrained model, with LoRA, for every method."""
+"""Two steps of TRL's trainer on a pretrained model, with LoRA, for a method of each kind of signal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from peft import LoraConfig
 import tokencredit as tc
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
+METHODS = ("arca", "atpo", "attnpo", "divergence", "p2t", "position", "rhythm", "surprisal")
+"""No two of them read the same from the model. The credit of all methods is compared in test_golden.py."""
 PROMPTS = [
     [{"role": "system", "content": "Add."}, {"role": "user", "content": f"{n} + {n + 1} = ?"}] for n in (2, 5, 7, 11)
 ]
@@ -22,9 +24,16 @@ def varied(completions, **_):
     return [sum(map(ord, completion[0]["content"])) % 101 / 100 for completion in completions]
 
 
+def test_every_kind_of_signal_is_read_by_one_of_these_methods(parameters):
+    needs = {name: tc.method(name, **values).needs for name, values in parameters.items()}
+    read = [needs[name] for name in METHODS]
+    assert len(set(read)) == len(read)
+    assert set(read) == set(needs.values())
+
+
 # Four tokens hold no answer, so credit that reads the answer is uniform, of which the trainer warns.
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", tc.methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_two_steps_move_the_adapter_and_nothing_else(name, parameters, model, tokenizer, reward_model, tmp_path):
     method = tc.method(name, **parameters[name])
     args = CreditGRPOConfig(
