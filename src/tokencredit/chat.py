@@ -42,7 +42,7 @@ def _content(number: int, content: Any) -> str:
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else None
-            raise ValueError(f"the content of message {number} must be text; it holds {kind or part!r:.40}")
+            raise ValueError(f"the content of message {number} must be text; it holds {kind or repr(part):.40}")
     if not parts:
         raise ValueError(f"the content of message {number} must be text; got {content!r:.60}")
     return "".join(part["text"] for part in parts)

@@ -226,4 +226,6 @@ def _phrased(prompt: Any, instruction: str, chat: bool) -> Any:
 def _answer(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ValueError
+    if value != value:
+        raise ValueError("the answer is not a number (NaN)")
     return str(value)

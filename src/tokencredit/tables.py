@@ -290,15 +290,19 @@ def _cell(name: str, text: str, typed: Collection[str]) -> Any:
     with _named(f"column {name}"):
         if name in typed:
             return typed_cell(text)
-    if text.lstrip().startswith("[") and "role" in text and "content" in text:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if text.lstrip(" [").startswith("{'"):
-                raise ValueError(f"column {name}: {_not_json(text, error)}") from None
-            return text
-        return value if is_chat(value) else text
-    return text
+    return _chat_cell(name, text) if text.lstrip().startswith("[") and "role" in text else text
+
+
+def _chat_cell(name: str, text: str) -> Any:
+    """A list of objects with `role`, which are chat messages, or else the text as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip(" [").startswith("{'role'"):
+            raise ValueError(f"column {name}: {_not_json(text, error)}") from None
+        return text
+    chat = isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value)
+    return value if chat else text
 
 
 def _parquet(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:
