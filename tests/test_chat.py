@@ -51,7 +51,7 @@ def test_labelled_traces_take_chat_messages_and_text_as_a_users_message(tmp_path
 def test_what_is_missing_is_the_chat_template_and_not_the_layout(tmp_path, load, prompt):
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="line 1: .*has no chat template") as error:
+    with pytest.raises(ValueError, match=r"line 1: .*has no chat template") as error:
         load(write(tmp_path, {"prompt": prompt, **STEPS}), tokenizer, chat=True)
     assert "expected" not in str(error.value)
 
@@ -62,7 +62,8 @@ def test_a_completion_that_is_a_message_is_its_content_and_the_end_of_the_turn(t
     row = {"prompt": USER, "completion": [{"role": "assistant", "content": " 2 "}], "math_reward": 1.0}
     rows = [row, {**row, "truncated": True}, {**row, "completion": " 2 "}]
     rollouts = load_completions(write(tmp_path, *rows), tokenizer).rollouts
-    texts = [tokenizer.decode(ids[mask]) for ids, mask in zip(rollouts.completion_ids, rollouts.completion_mask)]
+    pairs = zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)
+    texts = [tokenizer.decode(ids[mask]) for ids, mask in pairs]
     assert texts == [" 2 <|im_end|>", " 2 ", " 2 "]
     assert tokenizer.decode(rollouts.prompt_ids[0]) == RENDERED
     whole = tokenizer.apply_chat_template([*USER, *row["completion"]], tokenize=False)
@@ -123,7 +124,7 @@ def test_what_cannot_be_read_as_the_model_wrote_it_is_refused_by_name(tmp_path, 
 def test_a_file_of_two_layouts_is_refused_at_the_row_that_differs(tmp_path):
     plain, steps = {"prompt": USER, "completion": "a"}, {"prompt": USER, **STEPS}
     for rows in ([plain, steps], [steps, plain]):
-        with pytest.raises(ValueError, match="line 2: the row has .*split the file in two"):
+        with pytest.raises(ValueError, match=r"line 2: the row has .*split the file in two"):
             load_completions(write(tmp_path, *rows), chat_tokenizer())
 
 

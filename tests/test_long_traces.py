@@ -62,7 +62,8 @@ def test_skipped_traces_are_listed_and_the_others_are_as_they_were(tmp_path):
         "truncated": [],
     }
     assert found.long.notes == [
-        "2 traces are longer than the model's context of 10 tokens and left out: number 2 (13 tokens), number 3 (11 tokens)"
+        "2 traces are longer than the model's context of 10 tokens and left out: number 2 (13 tokens), "
+        "number 3 (11 tokens)"
     ]
 
 
