@@ -97,6 +97,26 @@ def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
     return next((p.device for p in module.parameters() if p.device.type != "meta"), otherwise)
 
 
+def check_vocabulary(model: Any, rollouts: Any, what: str) -> None:
+    """Raise a ValueError where a token is not in a transformers model's vocabulary: its pass would fail deep inside.
+
+    Args:
+        rollouts: whose tokens, padding included, since models are given that too. what: the model, in words.
+    """
+    embed = model.get_input_embeddings()
+    count = getattr(embed, "num_embeddings", None)
+    if not isinstance(count, int):
+        return  # a wrapper, whose parameters do not tell how many tokens it knows
+    for name in ("prompt_ids", "completion_ids"):
+        outside = getattr(rollouts, name) >= count
+        if outside.any():
+            row, column = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"completion {row}: {name} has the token {int(getattr(rollouts, name)[row, column])}, but the vocabulary "
+                f"of {what} is {count}: were the rollouts made with another tokenizer?"
+            )
+
+
 def embedding_count(embed: nn.Module) -> int:
     """How many tokens input embeddings know; not the shape of their weight, which is packed where it is quantised."""
     count = getattr(embed, "num_embeddings", None)
