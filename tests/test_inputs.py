@@ -73,7 +73,7 @@ def test_arguments_in_a_wrong_place_are_refused_before_the_policy_runs(arguments
 def test_other_functions_know_their_order_too():
     with pytest.raises(ValueError, match=r"tc.collect\(policy, rollouts, method.needs\)"):
         tc.collect(ROLLOUTS, POLICY, tc.method("atpo").needs)
-    with pytest.raises(ValueError, match="needs must be a tc.Needs, such as method.needs; got ATPO"):
+    with pytest.raises(ValueError, match=r"needs must be a tc.Needs, such as method.needs; got ATPO"):
         tc.collect(POLICY, ROLLOUTS, tc.method("atpo"))
     with pytest.raises(ValueError, match=r"tc.rank_heads\(policy, rollouts, essential\)"):
         tc.rank_heads(ROLLOUTS, POLICY, [[True, False, True]] * 4)

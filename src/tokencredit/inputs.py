@@ -60,8 +60,8 @@ def _refuse_ragged(name: str, rows: Sequence[Any]) -> None:
 
 def _ragged(name: str, what: str) -> str:
     return (
-        f"the rows of {name} must have equal lengths; {what}. tc.Rollouts.from_lists pads lists of token ids, and makes "
-        "their masks"
+        f"the rows of {name} must have equal lengths; {what}. tc.Rollouts.from_lists pads lists of token ids, and "
+        "makes their masks"
     )
 
 

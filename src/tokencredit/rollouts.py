@@ -257,8 +257,8 @@ def _check_shapes(r: Rollouts) -> None:
             raise ValueError(f"{name}_ids must be 2-D, one row a completion; got shape {tuple(ids.shape)}")
         if mask.shape != ids.shape:
             raise ValueError(
-                f"{name}_mask has shape {tuple(mask.shape)}, but {name}_ids has {tuple(ids.shape)}: they must be equal; "
-                f"{_ORDER}"
+                f"{name}_mask has shape {tuple(mask.shape)}, but {name}_ids has {tuple(ids.shape)}: they must be equal"
+                f"; {_ORDER}"
             )
         if ids.shape[1] == 0:
             raise ValueError(f"{name}_ids has no column: even an empty {name} has one, masked with 0")

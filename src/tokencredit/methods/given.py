@@ -13,7 +13,7 @@ from tokencredit.methods.specs import parse_spec
 from tokencredit.signals.types import Needs
 
 
-def method_of(given: Any, parameters: Any = None) -> Method:
+def method_of(given: Any, parameters: dict[str, Any] | None = None) -> Method:
     """The method that is meant.
 
     Args:
@@ -23,8 +23,6 @@ def method_of(given: Any, parameters: Any = None) -> Method:
     Raises:
         ValueError: it is none of these, its parameters are given twice, or as for `tokencredit.method`.
     """
-    if parameters is not None and not isinstance(parameters, dict):
-        raise ValueError(f"the parameters of a method must be a JSON object; got {shown(parameters)}")
     if not isinstance(given, str):
         _check_is_method(given)
         if parameters:
@@ -61,7 +59,7 @@ def check_pickles(m: Method) -> None:
     """Raise a ValueError where the object cannot be kept in a checkpoint beside the settings of its run."""
     try:
         pickle.dumps(m)
-    except Exception as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"the method {m.name} cannot be saved in a checkpoint ({error}): define its class {type(m).__qualname__} "
             "at the top level of a module"

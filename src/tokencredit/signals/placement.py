@@ -108,12 +108,12 @@ def check_vocabulary(model: Any, rollouts: Any, what: str) -> None:
     if not isinstance(count, int):
         return  # a wrapper, whose parameters do not tell how many tokens it knows
     for name in ("prompt_ids", "completion_ids"):
-        outside = getattr(rollouts, name) >= count
-        if outside.any():
-            row, column = outside.nonzero()[0].tolist()
+        ids = getattr(rollouts, name)
+        if (ids >= count).any():
+            row, column = (ids >= count).nonzero()[0].tolist()
             raise ValueError(
-                f"completion {row}: {name} has the token {int(getattr(rollouts, name)[row, column])}, but the vocabulary "
-                f"of {what} is {count}: were the rollouts made with another tokenizer?"
+                f"completion {row}: {name} has the token {int(ids[row, column])}, but the vocabulary of {what} is "
+                f"{count}: were the rollouts made with another tokenizer?"
             )
 
 

@@ -6,11 +6,12 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tokencredit.methods.given import described, name_and_parameters
 from tokencredit.trainers.trl_config import CreditGRPOConfig
 
 _SECRET = re.compile(r"token$|key$|secret|password", re.IGNORECASE)
@@ -32,7 +33,8 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
     weights = args.reward_weights or [1.0] * len(rewards)
     rows: dict[str, Any] = {
         "method": method.name,
-        **{f"`{name}`": value for name, value in asdict(method).items()},
+        **({"class": described(method)[0]} if name_and_parameters(method) is None else {}),
+        **{f"`{name}`": value for name, value in (asdict(method) if is_dataclass(method) else {}).items()},
         "read": f"{args.credit_timing} timing",
         **({} if args.credit_answer == "auto" else {"answer starts at": args.credit_answer}),
         "outcome advantage": f"{args.credit_outcome}, {args.num_generations} completions a prompt",
