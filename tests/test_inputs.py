@@ -44,7 +44,7 @@ def test_labels_of_steps_may_be_nested_lists():
 
 def no_pass(policy):
     """The same policy, which fails the test where it is run: a mistake is told of before."""
-    policy.get_decoder().register_forward_hook(lambda *_: pytest.fail("the policy was run"))
+    policy.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("the policy was run"))
     return policy
 
 
@@ -133,3 +133,19 @@ def test_an_empty_batch_has_no_signals(name):
     empty = ROLLOUTS.rows(slice(0, 0))
     with pytest.raises(ValueError, match="no completion to read signals of"):
         tc.collect(POLICY, empty, tc.method(name).needs, tiny_reward_model())
+
+
+OTHER_HEADS = [
+    (("attnpo", {"heads": [[1, 4]]}), "head 4 asked for, but the policy has 4 heads a layer"),
+    (("attnpo", {"heads": [[4, 0]]}), "layer 4 asked for, but the policy has 4"),
+    (("attnpo", {"heads": [[1, 0]], "model": "qwen3 of 9 layers, 4 heads, width 32"}), "heads are those of qwen3 of 9"),
+    (("atpo", {"layers": 5}), "layer -5 of the layers with full attention asked for, but the policy has 4"),
+    (("rhythm", {"local_heads": [[0, 1]], "global_heads": [[0, 7]]}), "head 7 asked for"),
+]
+
+
+@pytest.mark.parametrize(("method", "message"), OTHER_HEADS)
+def test_heads_and_layers_that_the_policy_does_not_have_are_refused_before_it_runs(method, message):
+    name, parameters = method
+    with pytest.raises(ValueError, match=message):
+        tc.assign(no_pass(tiny_policy()), ROLLOUTS, tc.method(name, **parameters))

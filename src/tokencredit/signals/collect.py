@@ -12,7 +12,7 @@ from tokencredit.inputs import check_model
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_kernels import kernels_named
-from tokencredit.signals.attention_plan import AttentionPlan
+from tokencredit.signals.attention_plan import AttentionPlan, check_attention
 from tokencredit.signals.final_states import final_states, pass_inputs, predicting, state_distance
 from tokencredit.signals.identity import check_models
 from tokencredit.signals.layers import ModelLayers
@@ -78,6 +78,7 @@ def collect(
         refuse_fsdp(model, name)
     if needs.attention:
         refuse_tensor_parallel(causal_lm(policy))
+        check_attention(causal_lm(policy), needs)
         chosen.check(input_device(causal_lm(policy), rollouts.completion_ids.device))
     passes = [causal_lm(model) for model in (policy, reference_model) if model is not None and needs.policy]
     for model, name in zip(passes, ("the policy", "the reference model"), strict=False):

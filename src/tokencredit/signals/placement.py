@@ -58,6 +58,11 @@ def refuse_tensor_parallel(model: Any) -> None:
         )
 
 
+def heads_differ(config: Any) -> bool:
+    """The layers of a model with this config have different numbers of heads."""
+    return any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
+
+
 def refuse_split_heads(attention: nn.Module, heads: int) -> None:
     """Raise a ValueError where an attention module computes a part of its heads, the rest being elsewhere.
 
@@ -66,8 +71,12 @@ def refuse_split_heads(attention: nn.Module, heads: int) -> None:
     """
     config = getattr(attention, "config", None)
     expected = getattr(config, "num_attention_heads", None)
-    varies = any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
-    if varies or not isinstance(expected, int) or heads >= expected or not _on_several_processes(attention):
+    if (
+        heads_differ(config)
+        or not isinstance(expected, int)
+        or heads >= expected
+        or not _on_several_processes(attention)
+    ):
         return
     raise ValueError(
         f"{type(attention).__name__} shows {heads} of its {expected} heads in this process: with tensor parallelism "
