@@ -82,6 +82,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 def _culprit(array: np.ndarray) -> str:
     """What in an array is no number, in words."""
     if array.dtype.kind == "O":
+        entry: Any
         for place, entry in np.ndenumerate(array):
             if not isinstance(entry, int | float | np.number | np.bool_) or abs(entry) > LARGEST_ID:
                 return f"at {list(place)} it has {entry!r:.60} ({type(entry).__name__})"
