@@ -34,7 +34,7 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
     rows: dict[str, Any] = {
         "method": method.name,
         **({"class": described(method)[0]} if name_and_parameters(method) is None else {}),
-        **{f"`{name}`": value for name, value in (asdict(method) if is_dataclass(method) else {}).items()},
+        **{f"`{name}`": value for name, value in _parameters(method).items()},
         "read": f"{args.credit_timing} timing",
         **({} if args.credit_answer == "auto" else {"answer starts at": args.credit_answer}),
         "outcome advantage": f"{args.credit_outcome}, {args.num_generations} completions a prompt",
@@ -49,6 +49,11 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
         "## Token-level credit\n\nThe advantages were spread over the tokens by tokencredit.\n\n"
         f"| | |\n|---|---|\n{table}\n\nThe command:\n\n```sh\n{_command(sys.argv)}\n```\n"
     )
+
+
+def _parameters(method: Any) -> dict[str, Any]:
+    """The parameters of a method; one of a user's own need not be a dataclass."""
+    return asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
 
 
 def _version(package: str) -> str:
