@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokencredit.head_files import HeadRank
+from tokencredit.inputs import as_tensor, check_model
 from tokencredit.methods.base import check_number, step_means
 from tokencredit.methods.rhythm import nearest_and_furthest
 from tokencredit.precision import divided, widened
@@ -29,8 +30,8 @@ class HeadStability(NamedTuple):
 def rank_heads(
     policy: nn.Module,
     rollouts: Rollouts,
-    essential: Tensor,
-    mask: Tensor | None = None,
+    essential: Any,
+    mask: Any = None,
     *,
     batch_size: int | None = None,
 ) -> list[HeadRank]:
@@ -40,7 +41,7 @@ def rank_heads(
 
     Args:
         rollouts: with `answer_start` and `step_index`; usually correct completions.
-        essential: (B, K) bool, for each step.
+        essential: (B, K) bool, for each step; a tensor, an array or a list.
         mask: (B, K) bool, the steps whose label counts; by default all that have tokens.
 
     Returns:
@@ -49,11 +50,13 @@ def rank_heads(
     Raises:
         ValueError: steps are not marked, shapes disagree, or no completion has a pair to order.
     """
+    check_model(policy, rollouts, "tc.rank_heads(policy, rollouts, essential)")
+    essential = as_tensor("essential", essential)
+    mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else as_tensor("mask", mask).bool()
     scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
     steps = exists.shape[1]
     # Labels are often read from a file, and so on the CPU, whatever device the rollouts are on.
-    essential = essential.to(exists.device)
-    mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else mask.bool().to(exists.device)
+    essential, mask = essential.to(exists.device), mask.to(exists.device)
     if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
         raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
     if mask.shape != essential.shape:

@@ -6,19 +6,22 @@ Inside a trainer the trainer's own outcome advantage is redistributed; these ser
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokencredit.inputs import as_tensor
 from tokencredit.precision import widened
+from tokencredit.rollouts import group_numbers
 
 
-def grpo(rewards: Tensor, group: Tensor, eps: float = 1e-4) -> Tensor:
+def grpo(rewards: Any, group: Any, eps: float = 1e-4) -> Tensor:
     """(r - mean) / (std + eps) within each group, std with ddof=1 (GRPO, arXiv 2402.03300, as TRL and verl have it).
 
     Args:
-        rewards: (B,) float, finite.
-        group: (B,) long, which prompt a completion answers.
+        rewards: (B,) float, finite; a tensor, an array or a list.
+        group: (B,) long, which prompt a completion answers; a list may hold texts, of which equal ones are one group.
 
     Returns:
         (B,) float32. A group of one gives 0.
@@ -28,12 +31,12 @@ def grpo(rewards: Tensor, group: Tensor, eps: float = 1e-4) -> Tensor:
     return (centred / (variance.sqrt()[index] + eps)).float()
 
 
-def dr_grpo(rewards: Tensor, group: Tensor) -> Tensor:
+def dr_grpo(rewards: Any, group: Any) -> Tensor:
     """r - mean within each group (Dr. GRPO, arXiv 2503.20783). (B,) float32; a group of one gives 0."""
     return _centre(rewards, group)[0].float()
 
 
-def rloo(rewards: Tensor, group: Tensor) -> Tensor:
+def rloo(rewards: Any, group: Any) -> Tensor:
     """r minus the mean of the group's other rewards (RLOO, arXiv 2402.14740).
 
     Returns:
@@ -48,15 +51,19 @@ def rloo(rewards: Tensor, group: Tensor) -> Tensor:
         )
     # r - (sum - r) / (K - 1) = (r - mean) * K / (K - 1)
     leave_one_out = centred * (size / (size - 1).clamp(min=1))[index]
-    return torch.where(alone, widened(rewards), leave_one_out).float()
+    return torch.where(alone, widened(as_tensor("rewards", rewards, alone.device)), leave_one_out).float()
 
 
-def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _centre(rewards: Any, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards minus their group's mean (B,) in float64, the group sizes (G,) and each completion's group index (B,)."""
+    rewards = as_tensor("rewards", rewards, group.device if isinstance(group, Tensor) else None)
+    group = group_numbers(group, rewards.device)
     if rewards.ndim != 1 or group.shape != rewards.shape:
         raise ValueError(f"rewards and group must both be (B,); got {tuple(rewards.shape)} and {tuple(group.shape)}")
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards must be finite; got {rewards[~torch.isfinite(rewards)].tolist()}")
+    if group.isnan().any():
+        raise ValueError("group is NaN for some completions, so that it is not known which group they belong to")
     index = torch.unique(group, return_inverse=True)[1]
     values = widened(rewards)
     size = _group_sum(torch.ones_like(values), index)

@@ -36,6 +36,9 @@ def show(credit: Any, rollouts: Rollouts, tokenizer: Any) -> Shaded:
     Raises:
         ValueError: the credit is not of these rollouts.
     """
+    if not hasattr(credit, "advantages") or not isinstance(rollouts, Rollouts):
+        given = ", ".join(type(each).__name__ for each in (credit, rollouts, tokenizer))
+        raise ValueError(f"the order is tc.show(credit, rollouts, tokenizer); got {given}")
     if credit.advantages.shape != rollouts.completion_mask.shape:
         raise ValueError(
             f"credit of {tuple(credit.advantages.shape)} is not of rollouts of {tuple(rollouts.completion_mask.shape)}"

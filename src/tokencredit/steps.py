@@ -88,6 +88,13 @@ def find_spans(
     answer: str = "auto",
 ) -> Rollouts:
     """`mark_spans` without its warnings, for callers that mark one batch after another."""
+    if not isinstance(rollouts, Rollouts):
+        raise ValueError(f"the rollouts come first: tc.mark_spans(rollouts, tokenizer); got {type(rollouts).__name__}")
+    if not hasattr(tokenizer, "decode"):
+        raise ValueError(
+            "the tokenizer must be one of transformers, which AutoTokenizer.from_pretrained(...) loads: "
+            f"tc.mark_spans(rollouts, tokenizer); got {type(tokenizer).__name__}"
+        )
     check_span_options(splitter, end_of_reasoning, answer)
     split = SPLITTERS[splitter] if isinstance(splitter, str) else splitter
     pieces = TokenPieces(tokenizer)

@@ -45,6 +45,48 @@ def test_your_own_reward_by_its_path():
     rewards.check(my_reward, {"prompt": ["anything"]})
 
 
+def test_named_rewards_are_what_trl_takes(tmp_path):
+    """Two steps of TRL's own trainer, on text and on chat messages; the logs have the names of the functions."""
+    from datasets import Dataset
+    from tiny_run import arguments, policy_that_answers
+    from trl import GRPOConfig, GRPOTrainer
+
+    from tokencredit.testbed.policy import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    chat = [[{"role": "user", "content": "Q:a=1+1?a"}]] * 4
+    for prompts in (["Q:a=1+1?a"] * 4, chat):
+        trainer = GRPOTrainer(
+            policy_that_answers(),
+            rewards.load(["math", "format", "rewards.test_rewards:my_reward"]),
+            args=GRPOConfig(**arguments(tmp_path, max_steps=2)),
+            train_dataset=Dataset.from_dict({"prompt": prompts, "answer": ["2"] * 4}),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        logged = trainer.state.log_history[0]
+        for name in ("math_reward", "format_reward", "my_reward"):
+            assert f"rewards/{name}/mean" in logged
+        assert logged["rewards/my_reward/mean"] > 0
+
+
+def test_names_that_are_no_rewards_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "other_rewards.py").write_text("def my_reward(completions, **columns):\n    return [0.0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (alone,) = rewards.load("math")
+    assert alone is rewards.find("math")
+    for names, message in (
+        ([], "name at least one reward: chain, countdown, format"),
+        (["math", "math"], "the rewards math and math are both called math_reward"),
+        (["rewards.test_rewards:my_reward", "other_rewards:my_reward"], "are both called my_reward.* would be one in"),
+        (["maths"], "Valid rewards"),
+        ([rewards.find("math")], "a reward is named by a text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rewards.load(names)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -76,6 +76,31 @@ def test_taylor_of_a_process_reward_model(backward):
     assert (found.segment[2] == -1).all()  # no answer, so no steps
 
 
+@pytest.mark.parametrize("label_tokens", [(5, 9), ("5", "9")])
+def test_taylor_of_a_causal_lm_that_judges_each_step_by_a_token(label_tokens):
+    """The reward of a step is the probability of the first label token, of the two, behind the step's last token."""
+    model = tiny_policy(3).double()
+    numbers = words(r"[\s\S]", [str(i) for i in range(64)] + ["?"])
+    judge = tc.RewardModel(model, tokenizer=numbers, label_tokens=label_tokens)
+    found = read(judge, null="zero", backward="per_step")
+    i, steps = 0, ROLLOUTS.step_index[0].tolist()
+    _, prompt, embeddings = alone(model, i)
+    ends = [prompt + max(t for t, k in enumerate(steps) if k == step) for step in range(max(steps) + 1)]
+
+    def scores(e):
+        return model(inputs_embeds=e[None]).logits[0, ends][:, [5, 9]].softmax(-1)[:, 0]
+
+    by_step = [
+        reference.taylor(lambda e, k=k: scores(e)[k], embeddings, torch.zeros(32, dtype=torch.double))
+        for k in range(len(ends))
+    ]
+    rewards = scores(embeddings).tolist()
+    assert max(rewards) - min(rewards) > 0.01
+    for t, k in enumerate(steps):
+        assert found.reward[i, t].item() == pytest.approx(rewards[k] if k >= 0 else 0, abs=1e-6)
+        assert found.influence[i, t].item() == pytest.approx(by_step[k][prompt + t] if k >= 0 else 0, abs=1e-5)
+
+
 def affine(embeddings):
     """Not a multiple of the embeddings, and different at every position."""
     weight = torch.arange(1.0, embeddings.shape[1] + 1)[:, None] * torch.linspace(-1, 1, embeddings.shape[2])
@@ -284,6 +309,17 @@ def test_text_pieces_join_to_the_text():
         (lambda: lambda e: e, "must turn embeddings"),
         (lambda: lambda e: 1.0, "got float"),
         (lambda: lambda e: e.sum((1, 2)) * float("nan"), "not finite"),
+        (lambda: tiny_policy(), "is a causal LM, whose logits are those of its vocabulary.* label_tokens="),
+        (lambda: tc.RewardModel(affine, label_tokens=(1, 2)), "label_tokens are those of a causal LM; got function"),
+        (
+            lambda: tc.RewardModel(tiny_reward_model(), label_tokens=(1, 2)),
+            "those of a causal LM; got Qwen3ForSequence",
+        ),
+        (lambda: tc.RewardModel(POLICY, label_tokens=(1, 1)), "must be two tokens"),
+        (lambda: tc.RewardModel(POLICY, label_tokens="+-"), "must be two tokens"),
+        (lambda: tc.RewardModel(POLICY, label_tokens=(1, 64)), "64 is not one token of the reward model"),
+        (lambda: tc.RewardModel(POLICY, label_tokens=("+", "-")), "need tokenizer="),
+        (lambda: tc.RewardModel(POLICY, LETTERS, label_tokens=("a", "-")), "'-' is not one token of the reward model"),
         (lambda: _small_vocabulary(), "not in the reward model's vocabulary"),
     ],
 )

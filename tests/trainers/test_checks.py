@@ -214,6 +214,29 @@ def test_an_answer_whose_correctness_is_not_known_ends_the_run():
         rewards.correct(None, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "attnpo:heads=[[1,2]]",
+            "attnpo cannot read this policy: head 2 asked for, but the policy has 2 heads a layer",
+        ),
+        ("attnpo:heads=[[2,0]]", "attnpo cannot read this policy: layer 2 asked for, but the policy has 2"),
+        ("attnpo:heads=[[1,0]],model=another", "attnpo cannot read this policy: these heads are those of another"),
+        ("atpo:layers=3", "atpo cannot read this policy: layer -3 of the layers with full attention"),
+        ("rhythm:local_heads=[[0,0]],global_heads=[[0,5]]", "rhythm cannot read this policy: head 5 asked for"),
+    ],
+)
+def test_heads_and_layers_that_the_policy_lacks_are_refused_when_the_trainer_is_made(tmp_path, method, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_on(tmp_path, credit_method=method)
+
+
+def test_the_reward_of_correctness_is_one_function(tmp_path):
+    with pytest.raises(ValueError, match="is the name of 2 reward functions: give each a __name__ of its own"):
+        trainer_on(tmp_path, functions=[reward, partial(reward)], **ATTNPO, credit_correct_reward="reward")
+
+
 @pytest.mark.filterwarnings("ignore:the credit of")
 def test_a_run_without_correct_answers_is_warned_of_once(tmp_path):
     small = {"per_device_train_batch_size": 4, "max_completion_length": 4, "steps_per_generation": 1, "max_steps": 7}

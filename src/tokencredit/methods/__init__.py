@@ -24,7 +24,7 @@ from tokencredit.methods.rhythm import Rhythm
 from tokencredit.methods.surprisal import Surprisal
 from tokencredit.methods.uniform import Uniform
 
-__all__ = ["Method", "method", "methods", "required_parameters"]
+__all__ = ["Method", "method", "methods", "parameters_of", "required_parameters"]
 
 _METHODS: dict[str, type[Method]] = {
     cls.name: cls
@@ -61,7 +61,7 @@ def method(name: str, **params: Any) -> Method:
         guess = get_close_matches(str(name), _METHODS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         raise ValueError(f"unknown method {name!r}{hint} Valid methods: {', '.join(methods())}")
-    valid = [f.name for f in fields(_METHODS[name])]  # type: ignore[arg-type]
+    valid = parameters_of(name)
     unknown = sorted(params.keys() - set(valid))
     if unknown:
         raise ValueError(
@@ -72,6 +72,11 @@ def method(name: str, **params: Any) -> Method:
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}, which depends on the model: see its documentation")
     return _METHODS[name](**params)
+
+
+def parameters_of(name: str) -> list[str]:
+    """The names of a method's parameters."""
+    return [f.name for f in fields(_METHODS[name])]  # type: ignore[arg-type]
 
 
 def required_parameters(name: str) -> list[str]:

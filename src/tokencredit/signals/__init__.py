@@ -1,8 +1,9 @@
 """Signals are read from models, in a forward pass, without touching them. They know nothing of methods."""
 
 from tokencredit.signals.attention_kernels import kernels_named
+from tokencredit.signals.attention_plan import check_attention
 from tokencredit.signals.collect import collect, reward_model_for
-from tokencredit.signals.identity import model_signature
+from tokencredit.signals.identity import check_models, model_signature
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.observe import observe, unobservable
 from tokencredit.signals.policy import causal_lm, check_adapter
@@ -19,6 +20,8 @@ __all__ = [
     "Signals",
     "causal_lm",
     "check_adapter",
+    "check_attention",
+    "check_models",
     "collect",
     "kernels_named",
     "model_signature",

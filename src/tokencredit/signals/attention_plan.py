@@ -15,7 +15,8 @@ from tokencredit.signals.attention import Probe, Statistic, Tell
 from tokencredit.signals.attention_kernels import kernels_named
 from tokencredit.signals.attention_reach import seen_by_any
 from tokencredit.signals.attention_statistics import Attention, HeadDistances
-from tokencredit.signals.layers import ModelLayers
+from tokencredit.signals.layers import ModelLayers, text_config
+from tokencredit.signals.placement import heads_differ
 from tokencredit.signals.row_sums import with_log_sum_exp, with_look_back
 from tokencredit.signals.types import DistanceNeed, Needs
 
@@ -105,6 +106,26 @@ class AttentionPlan:
         if placed is None:
             return attention
         return attention.of_heads([_head(head, attention.query.shape[1]) for head, _ in placed])
+
+
+def check_attention(model: Any, needs: Needs) -> None:
+    """Raise a ValueError where a transformers causal LM has no such layers or heads as `needs` names.
+
+    A pass would find it out too, once rollouts have been generated.
+    """
+    if not needs.attention:
+        return
+    layers, config = ModelLayers.of(model), text_config(model)
+    for layer in needs.answer_attention:
+        layers.index(layer)
+    for need in needs.distances:
+        layers.sample(need)
+    named = needs.answer_heads.union(*(need.heads or () for need in needs.distances))
+    count = getattr(config, "num_attention_heads", None)
+    for layer, head in sorted(named):
+        layers.index(layer)
+        if isinstance(count, int) and not heads_differ(config):
+            _head(head, count)
 
 
 def _layers_of(need: DistanceNeed, layers: ModelLayers) -> list[tuple[int, _Placed | None]]:

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokencredit.inputs import check_model
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.attention import probe_attention
 from tokencredit.signals.attention_kernels import kernels_named
-from tokencredit.signals.attention_plan import AttentionPlan
+from tokencredit.signals.attention_plan import AttentionPlan, check_attention
 from tokencredit.signals.final_states import final_states, pass_inputs, predicting, state_distance
 from tokencredit.signals.identity import check_models
 from tokencredit.signals.layers import ModelLayers
 from tokencredit.signals.logits import check_head, logprob_and_entropy
 from tokencredit.signals.micro_batches import joined, left_padding_matters, micro_batches, trimmed
-from tokencredit.signals.placement import input_device, refuse_fsdp, refuse_tensor_parallel
+from tokencredit.signals.placement import check_vocabulary, input_device, refuse_fsdp, refuse_tensor_parallel
 from tokencredit.signals.policy import adapter_off, causal_lm, check_adapter, reading
 from tokencredit.signals.reward_attribution import attribute_reward
 from tokencredit.signals.reward_model import RewardModel
@@ -52,12 +53,17 @@ def collect(
 
     Raises:
         ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
-            cannot be read, weights or heads spread over processes), `answer_start` is missing where it is needed, or
-            there are no such kernels.
+            cannot be read, weights or heads spread over processes), `answer_start` is missing where it is needed,
+            there is no completion, a token is not in the vocabulary, or there are no such kernels.
     """
     chosen = kernels_named(kernels)
+    check_model(policy, rollouts, "tc.collect(policy, rollouts, method.needs)")
+    if not isinstance(needs, Needs):
+        raise ValueError(f"needs must be a tc.Needs, such as method.needs; got {type(needs).__name__}")
     if not needs:
         return Signals()
+    if not len(rollouts):
+        raise ValueError("there is no completion to read signals of: the rollouts are an empty batch")
     if needs.answer_attention or needs.answer_heads:
         rollouts.has_answer  # noqa: B018 - raises where the spans are not marked
     check_adapter(policy, needs, reference_model)
@@ -72,9 +78,12 @@ def collect(
         refuse_fsdp(model, name)
     if needs.attention:
         refuse_tensor_parallel(causal_lm(policy))
+        check_attention(causal_lm(policy), needs)
         chosen.check(input_device(causal_lm(policy), rollouts.completion_ids.device))
-    passes = [model for model in (policy, reference_model) if model is not None and needs.policy]
-    padding_matters = any(left_padding_matters(causal_lm(model), rollouts.input_ids.shape[1]) for model in passes)
+    passes = [causal_lm(model) for model in (policy, reference_model) if model is not None and needs.policy]
+    for model, name in zip(passes, ("the policy", "the reference model"), strict=False):
+        check_vocabulary(model, rollouts, name)
+    padding_matters = any(left_padding_matters(model, rollouts.input_ids.shape[1]) for model in passes)
     batches = micro_batches(rollouts, size, equal_prompts=padding_matters)
     with ExitStack() as stack:
         for model in models.values():

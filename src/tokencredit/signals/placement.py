@@ -58,6 +58,11 @@ def refuse_tensor_parallel(model: Any) -> None:
         )
 
 
+def heads_differ(config: Any) -> bool:
+    """The layers of a model with this config have different numbers of heads."""
+    return any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
+
+
 def refuse_split_heads(attention: nn.Module, heads: int) -> None:
     """Raise a ValueError where an attention module computes a part of its heads, the rest being elsewhere.
 
@@ -66,8 +71,12 @@ def refuse_split_heads(attention: nn.Module, heads: int) -> None:
     """
     config = getattr(attention, "config", None)
     expected = getattr(config, "num_attention_heads", None)
-    varies = any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
-    if varies or not isinstance(expected, int) or heads >= expected or not _on_several_processes(attention):
+    if (
+        heads_differ(config)
+        or not isinstance(expected, int)
+        or heads >= expected
+        or not _on_several_processes(attention)
+    ):
         return
     raise ValueError(
         f"{type(attention).__name__} shows {heads} of its {expected} heads in this process: with tensor parallelism "
@@ -95,6 +104,26 @@ def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
         otherwise: where all weights are offloaded: accelerate, which has done it, moves any input to where it computes.
     """
     return next((p.device for p in module.parameters() if p.device.type != "meta"), otherwise)
+
+
+def check_vocabulary(model: Any, rollouts: Any, what: str) -> None:
+    """Raise a ValueError where a token is not in a transformers model's vocabulary: its pass would fail deep inside.
+
+    Args:
+        rollouts: whose tokens, padding included, since models are given that too. what: the model, in words.
+    """
+    embed = model.get_input_embeddings()
+    count = getattr(embed, "num_embeddings", None)
+    if not isinstance(count, int):
+        return  # a wrapper, whose parameters do not tell how many tokens it knows
+    for name in ("prompt_ids", "completion_ids"):
+        ids = getattr(rollouts, name)
+        if (ids >= count).any():
+            row, column = (ids >= count).nonzero()[0].tolist()
+            raise ValueError(
+                f"completion {row}: {name} has the token {int(ids[row, column])}, but the vocabulary of {what} is "
+                f"{count}: were the rollouts made with another tokenizer?"
+            )
 
 
 def embedding_count(embed: nn.Module) -> int:

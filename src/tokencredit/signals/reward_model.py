@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
@@ -28,8 +30,9 @@ class RewardModel:
     Args:
         model: a transformers sequence classifier with one label: its logit is the reward of the whole completion. Or a
             token classifier (process reward model), read at the end of each step: with two labels the probability of
-            the second, with one its logit. Or any function from embeddings (R, n, D), rows of equal length, to rewards
-            (R,) of the completions or (R, n) at their positions.
+            the second, with one its logit. Or a causal LM that judges each step by the token that it writes next
+            (Math-Shepherd), with `label_tokens`. Or any function from embeddings (R, n, D), rows of equal length, to
+            rewards (R,) of the completions or (R, n) at their positions.
         tokenizer: the model's, where it needs separators or has another one than the policy.
         policy_tokenizer: the policy's, where it is another one. Text is then tokenized anew, prompt and completion as
             one, and aligned by characters; this needs a fast tokenizer.
@@ -39,10 +42,13 @@ class RewardModel:
         prompt_text: what stands before the completion, made of the prompt's text (such as the reward model's own chat
             template, with its special tokens); the same text by default. Needs `policy_tokenizer`.
         embeddings: the input embeddings of a function; by default the policy's.
+        label_tokens: (right, wrong), the two tokens by which a causal LM judges a step: as they stand in the vocabulary
+            of `tokenizer` ("\u2581+" where a token begins with a space), or their ids. The reward of a step is the
+            probability of the first, of these two alone, at the step's end.
 
     Raises:
-        ValueError: an argument is given without the tokenizer that it needs, or the model has labels that are no
-            reward.
+        ValueError: an argument is given without the tokenizer that it needs, the model has labels that are no reward,
+            or is a causal LM without `label_tokens`.
     """
 
     model: Any
@@ -52,6 +58,7 @@ class RewardModel:
     prompt_text: Callable[[str], str] | None = None
     end_text: str = ""
     embeddings: nn.Module | None = None
+    label_tokens: tuple[str | int, str | int] | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and (self.policy_tokenizer is not None or self.separator is not None):
@@ -60,6 +67,11 @@ class RewardModel:
             raise ValueError("prompt_text and end_text need policy_tokenizer=, which reads the prompt")
         if self.policy_tokenizer is not None and not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("a reward model with another tokenizer needs a fast one, which knows character offsets")
+        if self.label_tokens is not None:
+            self._check_label_tokens(self.label_tokens)
+            return
+        if self._is_classifier and self._unwrapped.get_output_embeddings() is not None:
+            raise ValueError(f"{type(self._unwrapped).__name__} {_CAUSAL}")
         if self._is_classifier and self._unwrapped.config.num_labels > 2:
             raise ValueError(
                 f"{type(self._unwrapped).__name__} has {self._unwrapped.config.num_labels} labels: {_LABELS}"
@@ -69,30 +81,62 @@ class RewardModel:
                 f"a reward model is a transformers classifier or a function; got {type(self.model).__name__}"
             )
 
+    def _check_label_tokens(self, given: Any) -> None:
+        if not self._is_classifier or self._unwrapped.get_output_embeddings() is None:
+            raise ValueError(f"label_tokens are those of a causal LM; got {type(self._unwrapped).__name__}")
+        if isinstance(given, str) or len(given) != 2 or given[0] == given[1]:
+            raise ValueError(f"label_tokens must be two tokens, (right, wrong); got {given!r:.60}")
+        if self.tokenizer is None and any(isinstance(token, str) for token in given):
+            raise ValueError("label_tokens as texts need tokenizer=, the reward model's own")
+        vocabulary = {} if self.tokenizer is None else self.tokenizer.get_vocab()
+        count = embedding_count(self._unwrapped.get_input_embeddings())
+        for token in given:
+            number = vocabulary.get(token, -1) if isinstance(token, str) else token
+            if type(number) is not int or not 0 <= number < count:
+                raise ValueError(
+                    f"label_tokens: {token!r} is not one token of the reward model; one that begins with a space is "
+                    f"written as in the vocabulary ({', '.join(map(repr, _like(token, vocabulary))) or 'or as an id'})"
+                )
+
+    @property
+    def _label_ids(self) -> list[int]:
+        return [self.tokenizer.get_vocab()[t] if isinstance(t, str) else t for t in self.label_tokens or ()]
+
     @classmethod
-    def from_pretrained(cls, name: str, policy_tokenizer: Any, separator: str | None = None) -> RewardModel:
-        """A transformers classifier, of completions or of tokens, by hub name or folder; with its own tokenizer.
+    def from_pretrained(
+        cls,
+        name: str,
+        policy_tokenizer: Any,
+        separator: str | None = None,
+        *,
+        label_tokens: tuple[str | int, str | int] | None = None,
+    ) -> RewardModel:
+        """A reward model by hub name or folder, with its own tokenizer: a classifier of completions or of tokens, or,
+        with `label_tokens`, a causal LM.
 
         Args:
             policy_tokenizer: the policy's. Text is tokenized anew only where the vocabularies differ.
 
         Raises:
-            ValueError: there is no such model, its checkpoint lacks weights (such as those of the head that makes the
-                reward), or as for `RewardModel`.
+            ValueError: there is no such model, it takes code from its repository, its checkpoint lacks weights (such as
+                those of the head that makes the reward), or as for `RewardModel`.
         """
         try:
-            architectures = AutoConfig.from_pretrained(name).architectures or []
+            config, _ = PreTrainedConfig.get_config_dict(name)
         except (OSError, ValueError) as error:
             raise ValueError(f"the reward model {name} cannot be loaded: {error}") from None
-        by_token = any(architecture.endswith("ForTokenClassification") for architecture in architectures)
-        kind: Any = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
-        own = AutoTokenizer.from_pretrained(name)
+        kind = _auto_class(name, config, label_tokens)
+        try:
+            own = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the tokenizer of the reward model {name} cannot be loaded: {error}") from None
         same = own.get_vocab() == policy_tokenizer.get_vocab()
         return cls(
-            load_complete(kind, name),
+            load_complete(kind, name, trust_remote_code=False),
             tokenizer=own,
             policy_tokenizer=None if same else policy_tokenizer,
             separator=separator,
+            label_tokens=label_tokens,
         )
 
     @classmethod
@@ -149,6 +193,9 @@ class RewardModel:
         batch: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": mask.long()}
         if self.pads:
             batch |= {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0), "use_cache": False}
+        if self.label_tokens is not None:
+            both = self.model(**batch, use_cache=False).logits[..., self._label_ids].float()
+            return self._checked(both.softmax(-1)[..., 0], embeddings)
         output = self.model(**batch)
         if getattr(output, "logits", None) is None:
             raise ValueError(f"{type(self._unwrapped).__name__} has no classification head: {_LABELS}")
@@ -177,6 +224,43 @@ class RewardModel:
     @property
     def _is_classifier(self) -> bool:
         return isinstance(self._unwrapped, PreTrainedModel)
+
+
+_CAUSAL = (
+    "is a causal LM, whose logits are those of its vocabulary. One that judges a step by the token that it writes next "
+    'takes label_tokens=(right, wrong), such as Math-Shepherd\'s ("\u2581+", "\u2581-"); for other ways to make a '
+    "reward of it pass a function from embeddings to rewards"
+)
+
+
+def _auto_class(name: str, config: dict[str, Any], label_tokens: Any) -> Any:
+    """The class that loads a reward model with this config. Raises a ValueError where none of transformers' does."""
+    architectures = config.get("architectures") or []
+    if "auto_map" in config and not any(hasattr(transformers, architecture) for architecture in architectures):
+        raise ValueError(
+            f"the reward model {name} ({', '.join(architectures)}) takes code from its own repository, which is never "
+            "executed here. If you trust it, load it yourself with trust_remote_code=True and pass "
+            "tc.RewardModel(model, tokenizer=..., policy_tokenizer=..., separator=...), or a function from embeddings "
+            "to rewards"
+        )
+    kinds = {ending for ending in _AUTO_CLASSES if any(each.endswith(ending) for each in architectures)}
+    if "ForCausalLM" in kinds and label_tokens is None:
+        raise ValueError(f"the reward model {name} {_CAUSAL}")
+    if label_tokens is not None and kinds and "ForCausalLM" not in kinds:
+        raise ValueError(f"label_tokens are those of a causal LM; {name} is a {', '.join(architectures)}")
+    return _AUTO_CLASSES[next(iter(kinds), "ForSequenceClassification" if label_tokens is None else "ForCausalLM")]
+
+
+_AUTO_CLASSES: dict[str, Any] = {
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForCausalLM": AutoModelForCausalLM,
+}
+
+
+def _like(token: Any, vocabulary: dict[str, int]) -> list[str]:
+    """Tokens that are `token` but for a space before it."""
+    return [space + str(token) for space in ("\u2581", "\u0120") if space + str(token) in vocabulary]
 
 
 _LABELS = (

@@ -31,6 +31,7 @@ from tokencredit.trainers.trl_checks import (
     TruncationWatch,
     check_correct_reward,
     check_parallelism,
+    check_policy,
     check_prompts,
     check_reference,
     check_rewards,
@@ -105,6 +106,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         check_parallelism(self.accelerator.parallelism_config, self.credit_method)
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
         check_reference(self._policy, args, self.credit_method.needs)
+        check_policy(self._policy, self.credit_method)
         if args.credit_timing == "loss" and (name := dropout(self._policy)):
             raise ValueError(
                 f'credit_timing="loss" reads the training pass, in which dropout is active ({name}): set it to 0 '

@@ -6,11 +6,12 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tokencredit.methods.given import described, name_and_parameters
 from tokencredit.trainers.trl_config import CreditGRPOConfig
 
 _SECRET = re.compile(r"token$|key$|secret|password", re.IGNORECASE)
@@ -32,7 +33,8 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
     weights = args.reward_weights or [1.0] * len(rewards)
     rows: dict[str, Any] = {
         "method": method.name,
-        **{f"`{name}`": value for name, value in asdict(method).items()},
+        **({"class": described(method)[0]} if name_and_parameters(method) is None else {}),
+        **{f"`{name}`": value for name, value in _parameters(method).items()},
         "read": f"{args.credit_timing} timing",
         **({} if args.credit_answer == "auto" else {"answer starts at": args.credit_answer}),
         "outcome advantage": f"{args.credit_outcome}, {args.num_generations} completions a prompt",
@@ -47,6 +49,11 @@ def _section(args: CreditGRPOConfig, rewards: Sequence[str], data: str) -> str:
         "## Token-level credit\n\nThe advantages were spread over the tokens by tokencredit.\n\n"
         f"| | |\n|---|---|\n{table}\n\nThe command:\n\n```sh\n{_command(sys.argv)}\n```\n"
     )
+
+
+def _parameters(method: Any) -> dict[str, Any]:
+    """The parameters of a method; one of a user's own need not be a dataclass."""
+    return asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
 
 
 def _version(package: str) -> str:

@@ -15,7 +15,7 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 
 from tokencredit.prompts import render_chat
 from tokencredit.rewards.base import checked_values
-from tokencredit.signals import Needs
+from tokencredit.signals import Needs, causal_lm, check_attention, check_models
 
 TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
@@ -168,11 +168,29 @@ def check_correct_reward(named: str | None, functions: Sequence[str], method: An
     """
     if named is not None and named not in functions:
         raise ValueError(f"credit_correct_reward {named!r} is none of the reward functions: {', '.join(functions)}")
+    if named is not None and functions.count(named) > 1:
+        raise ValueError(
+            f"credit_correct_reward {named!r} is the name of {functions.count(named)} reward functions: give each a "
+            "__name__ of its own"
+        )
     if named is None and len(functions) > 1 and method.needs.group:
         raise ValueError(
             f"{method.name} reads which answers are correct, and there are {len(functions)} reward functions: name the "
             f"one that says so, credit_correct_reward= one of {', '.join(functions)}"
         )
+
+
+def check_policy(policy: nn.Module, method: Any) -> None:
+    """Raise a ValueError where the policy does not have the layers or heads that `method` reads, or is another model
+    than its heads are of."""
+    needs = method.needs
+    if not needs.attention:
+        return
+    try:
+        check_attention(causal_lm(policy), needs)
+        check_models(policy, needs)
+    except ValueError as error:
+        raise ValueError(f"{method.name} cannot read this policy: {error}") from None
 
 
 class CorrectnessWatch:

@@ -7,7 +7,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from tokencredit.methods import Method, method
+from tokencredit.methods import Method
+from tokencredit.methods.given import check_pickles, described, method_of, name_and_parameters, plain
 from tokencredit.methods.uniform import Uniform
 from tokencredit.signals import kernels_named, unobservable
 from tokencredit.steps import SPLITTERS, check_answer
@@ -19,14 +20,27 @@ TIMINGS = ("rollout", "loss")
 
 @dataclass
 class CreditGRPOConfig(GRPOConfig):
-    """GRPOConfig with a credit method. Raises ValueError at once for what cannot be, or does not go together."""
+    """GRPOConfig with a credit method. Raises ValueError at once for what cannot be, or does not go together.
 
-    credit_method: str = field(
+    `credit_method` takes a name, a name with parameters ("atpo:floor=0.5"), or a method (tc.method("atpo", floor=0.5)).
+    Whatever was given, a method of this library is kept as its name, with those of its parameters that differ from
+    their defaults in `credit_params`: so it is saved, logged and read back as two plain values. A method whose class is
+    your own stays the object; `to_dict` then has the path of the class, which says what it was but is not read back.
+    """
+
+    # The parser of command lines takes the last type but None.
+    credit_method: Method | str | None = field(
         default="uniform",
-        metadata={"help": "How the advantage is spread over the tokens: a name from tokencredit.methods()."},
+        metadata={
+            "help": "How the advantage is spread over the tokens: a name from tokencredit.methods(), or a name with "
+            "parameters, NAME:PARAMETER=VALUE,PARAMETER=VALUE; in Python also a method."
+        },
     )
     credit_params: dict[str, Any] | str | None = field(
-        default_factory=dict, metadata={"help": "Parameters of the credit method, as a JSON object."}
+        default_factory=dict,
+        metadata={
+            "help": "Parameters of the credit method, as a JSON object; none where credit_method has them already."
+        },
     )
     credit_timing: str = field(
         default="rollout",
@@ -95,6 +109,7 @@ class CreditGRPOConfig(GRPOConfig):
         check_answer(self.credit_answer)
         kernels_named(self.credit_kernels)
         chosen = self.build_credit_method()
+        self._keep_in_plain_types(chosen)
         self._check_settings_of_trl(chosen)
         if self.credit_timing == "loss" and (why := self.why_not_in_loss()):
             raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
@@ -116,11 +131,31 @@ class CreditGRPOConfig(GRPOConfig):
         check_parallelism(self.parallelism_config, chosen)
 
     def build_credit_method(self) -> Method:
-        """The method that `credit_method` and `credit_params` name."""
-        params = self.credit_params or {}
-        if not isinstance(params, dict):
-            raise ValueError(f"credit_params must be a JSON object; got {params!r}")
-        return method(self.credit_method, **params)
+        """The method that `credit_method` and `credit_params` say."""
+        params = self.credit_params or None
+        if params is not None and not isinstance(params, dict):
+            raise ValueError(f"credit_params must be a JSON object; got {params!r:.80}")
+        try:
+            return method_of(self.credit_method, params)
+        except ValueError as error:
+            twice = params and (not isinstance(self.credit_method, str) or ":" in self.credit_method)
+            raise ValueError(f"credit_method and credit_params: {error}" if twice else str(error)) from None
+
+    def _keep_in_plain_types(self, chosen: Method) -> None:
+        """Settings are written as JSON, logged, and pickled beside each checkpoint."""
+        named = name_and_parameters(chosen)
+        if named is None:
+            check_pickles(chosen)
+        elif isinstance(self.credit_method, str) and ":" not in self.credit_method:
+            self.credit_params = plain(self.credit_params or {})
+        else:
+            self.credit_method, self.credit_params = named
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        if not isinstance(self.credit_method, str):
+            settings["credit_method"], settings["credit_params"] = described(self.build_credit_method())
+        return settings
 
     def why_not_in_loss(self) -> str:
         """Why the credit method cannot be read in the forward pass of the loss; empty where it can."""

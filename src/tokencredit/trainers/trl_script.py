@@ -53,7 +53,7 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
     if not model.model_name_or_path or not script.data:
         raise ValueError("name a model (model_name_or_path) and problems to train on (data)")
     _check_model(model.model_name_or_path, model)
-    functions = [rewards.find(name) for name in script.rewards]
+    functions = rewards.load(script.rewards)
     problems = load_problems(
         script.data,
         script.data_split,
