@@ -28,14 +28,14 @@ def run(*words):
 
 def test_a_sweep_and_its_report(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "cache"))
-    result = run("--arms", "uniform,atpo", *chain(*SMALL.items()), "--out", tmp_path / "out")
+    result = run("--methods", "uniform,atpo", *chain(*SMALL.items()), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [r["arm"] for r in found["runs"]] == ["uniform", "atpo"]
     assert "over uniform" in result.output
     assert (tmp_path / "out" / "report.html").is_file()
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "runs").iterdir()}
-    wider = run("--arms", "uniform,atpo,random", *chain(*SMALL.items()), "--out", tmp_path / "out")
+    wider = run("--methods", "uniform,atpo,random", *chain(*SMALL.items()), "--out", tmp_path / "out")
     assert wider.exit_code == 0, wider.output
     assert all(file.stat().st_mtime_ns == before for file, before in written.items())
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 3
@@ -44,8 +44,8 @@ def test_a_sweep_and_its_report(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arms", "atpo"], "compared with 'uniform'"),
-        (["--arms", "uniform,nope"], "Valid methods"),
+        (["--methods", "atpo"], "compared with 'uniform'"),
+        (["--methods", "uniform,nope"], "Valid methods"),
         (["--learning-rates", "1,2"], "between 0 and 1"),
         (["--task", "nope"], "gather"),
     ],

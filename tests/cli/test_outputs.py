@@ -21,7 +21,7 @@ from tokencredit.cli.outputs import (
     explained_interruption,
 )
 
-SCORE = ["score", "--model", "absent", "--traces", "traces.jsonl"]
+SCORE = ["score", "absent", "--traces", "traces.jsonl"]
 EVAL = ["eval", "--data", "absent.jsonl", "absent", "--reward", "format"]
 
 

@@ -72,6 +72,30 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_a_method_with_parameters_is_a_method_of_its_own(tmp_path):
+    """Beside the same method without them, in every file, and with a folder that any file system takes."""
+    spec, odd = "atpo:floor=0.25", "rhythm:strategy=local,q=0.3,horizon=[1,4]"
+    result = run("--methods", f"atpo,{spec},{odd}", "--out", "run")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "run"
+    results = json.loads((out / "results.json").read_text())["methods"]
+    assert list(results) == ["atpo", spec, odd]
+    assert [results[name]["params"]["floor"] for name in ("atpo", spec)] == [0.5, 0.25]
+    assert [results[name]["checkpoint"] for name in ("atpo", spec)] == [
+        "checkpoints/atpo",
+        "checkpoints/atpo-floor=0.25",
+    ]
+    for row in results.values():
+        assert (out / row["checkpoint"] / "model.safetensors").is_file()
+        assert not set(row["checkpoint"]) & set('[]:"*')
+    assert len(list((out / "checkpoints").iterdir())) == 3
+    assert {row["source"] for row in rows(out / "traces.jsonl")} == {"atpo", spec, odd}
+    assert all(row["credit"].keys() == {"atpo", spec, odd} for row in rows(out / "traces.jsonl"))
+    assert spec in (out / "report.json").read_text()
+    again = run("--methods", f"atpo,{spec},{odd}", "--out", "run", "--resume")
+    assert f"{odd} is finished already" in again.output
+
+
 def test_p2t_trains_its_reward_model_first(tmp_path):
     result = run("--methods", "p2t", "--reward-model-steps", "2", "--evaluate-on", "30", "--out", "run")
     assert result.exit_code == 0, result.output

@@ -15,6 +15,7 @@ import tokencredit as tc
 from tokencredit.cli import app
 from tokencredit.cli.score import _table
 from tokencredit.completions import load_completions
+from tokencredit.methods.specs import EVERY_METHOD
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
 ROWS = [
@@ -41,7 +42,7 @@ def asked(tmp_path, model):
     def asked(*words, rows=ROWS, encoding="utf-8"):
         path.write_text("\n".join(map(json.dumps, rows)), encoding)
         out = tmp_path / "out"
-        words = ["score", "--model", model, "--traces", path, "--out", out, *words]
+        words = ["score", model, "--traces", path, "--out", out, *words]
         result = CliRunner().invoke(app, [str(word) for word in words])
         lines = (out / "scores.jsonl").read_text().splitlines() if result.exit_code == 0 else []
         return result, [json.loads(line) for line in lines]
@@ -71,6 +72,16 @@ def test_it_is_what_assign_gives(asked, model):
         == [row["attention"] is not None for row in rows]
         == [True, True, False]
     )
+
+
+def test_all_is_every_method_that_can_be_built_without_further_input(asked):
+    result, rows = asked("--methods", "all,atpo:floor=0.5", "--no-attention", rows=ROWS[:1])
+    assert result.exit_code == 0, result.output
+    left_out = json.loads((asked.path.parent / "out" / "config.json").read_text())["left_out"]
+    assert left_out.keys() == {"attnpo", "p2t", "arca", "divergence"}
+    assert {*rows[0]["credit"], *left_out} == {*EVERY_METHOD, "atpo:floor=0.5"}
+    for name in left_out:
+        assert f"left out: {name}: it reads" in result.output
 
 
 def test_only_what_is_known_to_be_wrong_gets_minus_one_and_what_is_not_known_is_said(asked):

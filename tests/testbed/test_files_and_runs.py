@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_policy
 
 from tokencredit.files import replacing_directory, write_text
-from tokencredit.testbed.runs import RunFolder
+from tokencredit.testbed.runs import RunFolder, folder_name
 
 CONFIG = {"command": "quickstart", "methods": ["uniform", "atpo"], "seed": 0}
 
@@ -77,6 +77,15 @@ def test_text_that_no_encoding_takes(tmp_path):
 
 def finish(folder, name):
     folder.record_method(name, {"seconds": 1}, [{"source": name, "tokens": ["\ud800"]}], tiny_policy())
+
+
+def test_folders_of_methods_differ_where_the_methods_do():
+    names = ["atpo", "atpo:floor=0.5", "attnpo:heads=a/b.json", "attnpo:heads=a-b.json", "attnpo:heads=a\\b.json"]
+    names += ["attnpo:heads=" + "[1,2]," * 90 + end for end in "ab"]
+    folders = [folder_name(name) for name in names]
+    assert folders[:2] == ["atpo", "atpo-floor=0.5"]
+    assert len({name.lower() for name in folders}) == len(names)
+    assert all(len(name) < 100 and not set(name) & set('/\\:*?"<>|[] ') for name in folders)
 
 
 def test_a_run_folder_that_exists_is_refused_unless_asked(tmp_path):

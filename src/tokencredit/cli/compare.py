@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def compare(
-    arms: Annotated[
+    methods: Annotated[
         str,
         typer.Option(
-            help="[lora ][shuffled ]METHOD, or oracle, separated by commas; METHOD is NAME or NAME:PARAMETER=VALUE.",
-            show_default="most methods, with controls",
+            help="What to compare: [lora ][shuffled ]METHOD, or oracle, separated by commas, where METHOD is NAME or "
+            "NAME:PARAMETER=VALUE; or 'all', which is most methods, with controls."
         ),
     ] = "all",
     task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
@@ -53,7 +53,7 @@ def compare(
     offline()
     with needed_packages("quickstart"):
         from tokencredit.report import write_report
-        from tokencredit.testbed.compare import DEFAULT_ARMS, Comparison, config_of, split_arms, sweep
+        from tokencredit.testbed.compare import Comparison, config_of, split_arms, sweep
         from tokencredit.testbed.curves import at_best_rates, summarise
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import recipe_for
@@ -62,7 +62,7 @@ def compare(
     with user_errors():
         check_folder(folder)
         asked = Comparison(
-            arms=DEFAULT_ARMS if arms == "all" else split_arms(arms),
+            arms=split_arms(methods),
             task=task,
             level=level,
             learning_rates=_rates(learning_rates),
@@ -98,9 +98,10 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _table(summaries: Sequence[ArmSummary], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("arm", no_wrap=True)
+    # A name may be folded, a number never: one that is cut off is another number.
+    table.add_column("method", overflow="fold")
     for name in ("rate", "area", "over uniform", "final", "collapsed", "to target"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for s in summaries:
         table.add_row(
             escape(s.arm),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def quickstart(
-    methods: Annotated[str, typer.Option(help="Credit methods, separated by commas, or 'all'.")] = "uniform,atpo",
+    methods: Annotated[
+        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas, or 'all'.")
+    ] = "uniform,atpo",
     task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
     level: Annotated[int | None, typer.Option(help="Difficulty, 1 to 3; the task's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the policy, the problems and the sampling.")] = 0,
@@ -49,7 +51,7 @@ def quickstart(
     """
     offline()
     with needed_packages("quickstart"):
-        from tokencredit import methods as all_methods
+        from tokencredit.methods.specs import expand_specs
         from tokencredit.report import write_report
         from tokencredit.testbed.quickstart import Quickstart, prepare, run
         from tokencredit.testbed.reward_model import RewardTraining
@@ -57,12 +59,11 @@ def quickstart(
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import recipe_for
     quiet_libraries()
-    names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
         check_folder(folder_path)
         q = Quickstart(
-            methods=tuple(names),
+            methods=expand_specs(methods),
             task=task,
             level=level,
             seed=seed,
@@ -101,7 +102,7 @@ first error is boxed. Below are accuracy, reward and credit during training.
 Next:
   {command} quickstart --task {q.task} --methods all
       every method on this task
-  {command} score --model MODEL --traces traces.jsonl --open
+  {command} score MODEL --traces traces.jsonl --open
       the same page for your own model and completions (docs/report.md)
   {command} train --config config.yaml
       train your own model with TRL (docs/trl.md; examples/ has configurations)"""
@@ -125,14 +126,15 @@ def _table(q: Quickstart, results: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("method", no_wrap=True)
+    # A name may be folded, a number never: one that is cut off is another number.
+    table.add_column("method", overflow="fold")
     for name in ("greedy", "T = 1", "tokens", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row("before", *(_accuracy(before[kind]) for kind in ("greedy", "sampled")), "", "")
     for name in q.methods:
         result = results["methods"][name]
         table.add_row(
-            f"{name} (LoRA)" if result["adapter"] else name,
+            escape(f"{name} (LoRA)" if result["adapter"] else name),
             *(_accuracy(result["after"][kind]) for kind in ("greedy", "sampled")),
             f"{result['tokens']:,}",
             f"{result['seconds']:.0f}",

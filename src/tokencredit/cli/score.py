@@ -31,7 +31,7 @@ PICTURES = 24
 
 
 def score(
-    model: Annotated[str, typer.Option(help="The model that wrote or reads the traces: a folder or a hub name.")],
+    model: Annotated[str, typer.Argument(help="The model that wrote or reads the traces: a folder or a hub name.")],
     traces: Annotated[
         Path,
         typer.Option(
@@ -39,7 +39,7 @@ def score(
         ),
     ],
     methods: Annotated[
-        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas.")
+        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas, or 'all'.")
     ] = "atpo,rhythm,surprisal",
     outcome: Annotated[
         str,
@@ -86,6 +86,7 @@ def score(
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
     from tokencredit.files import write_text
+    from tokencredit.methods.specs import build_specs
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import CONFIG, ROWS
     from tokencredit.signals import RewardModel
@@ -112,7 +113,7 @@ def score(
             raise ValueError(f"{folder} exists: choose another --out")
         check_outcome(outcome, correct_threshold)
         check_span_options(splitter, end_of_reasoning, answer)
-        built = _methods(methods)
+        built, needing = build_specs(methods)
         policy, tokenizer = load_policy(model)
         completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
         notes: list[str] = []
@@ -123,6 +124,7 @@ def score(
         _check_lengths(policy, completions)
         scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
         able, left_out = assignable(built, policy, scorer)
+        left_out |= needing
         if not able:
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
         advantages = outcome_advantages(outcome, completions)
@@ -144,20 +146,6 @@ def score(
     say(f"report: {page}")
     if open_page:
         typer.launch(str(page))
-
-
-def _methods(given: str) -> dict[str, Method]:
-    from tokencredit.methods import method
-    from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, split_specs
-
-    specs = split_specs(given)
-    check_specs(specs)
-    for spec in specs:
-        if needs_heads(*parse_spec(spec)):
-            raise ValueError(
-                f"{spec} reads key-focus heads: name them, {spec}:heads=heads.json (see tokencredit heads)"
-            )
-    return {spec: method(name, **params) for spec in specs for name, params in [parse_spec(spec)]}
 
 
 def _check_lengths(policy: Any, completions: Completions) -> None:

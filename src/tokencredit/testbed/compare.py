@@ -26,7 +26,7 @@ from transformers import logging as transformers_logging
 import tokencredit
 from tokencredit.files import write_text
 from tokencredit.methods import Method
-from tokencredit.methods.specs import sketch, split_specs
+from tokencredit.methods.specs import expand_specs, sketch
 from tokencredit.testbed.arms import build_arm
 from tokencredit.testbed.controls import oracle_credit, shuffled_credit
 from tokencredit.testbed.evaluate import evaluate
@@ -95,8 +95,8 @@ class Arm:
 
 
 def split_arms(text: str) -> tuple[str, ...]:
-    """ "uniform,shuffled atpo" -> ("uniform", "shuffled atpo")."""
-    return tuple(" ".join(arm.split()) for arm in split_specs(text))
+    """ "uniform,shuffled atpo" -> ("uniform", "shuffled atpo"). `all` stands for `DEFAULT_ARMS`."""
+    return tuple(" ".join(arm.split()) for arm in expand_specs(text, DEFAULT_ARMS))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """A run folder: what a run was asked, what it measured, and what it leaves.
 
 config.json, results.json (accuracy before, then a row a finished method), metrics.jsonl (a row a method and step),
-traces.jsonl (a row a completion), checkpoints/METHOD (safetensors), report.html.
+traces.jsonl (a row a completion), checkpoints/METHOD (safetensors; see `folder_name`), report.html.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,21 @@ from torch import nn
 
 from tokencredit.files import replacing_directory, write_text
 from tokencredit.head_files import HeadRank
+
+_PLAIN = re.compile(r"\w+(:[\w.,=+-]*)?", re.ASCII)
+_LONGEST = 80
+
+
+def folder_name(method: str) -> str:
+    """The name of a method's folder, which every file system takes: "atpo:floor=0.5" -> "atpo-floor=0.5".
+
+    Other methods get other names: where characters are replaced or cut off, a hash of the whole follows.
+    """
+    safe = method.replace(":", "-", 1)
+    if _PLAIN.fullmatch(method) and len(safe) <= _LONGEST:
+        return safe
+    shortened = re.sub(r"[^\w.,=+-]", "-", safe, flags=re.ASCII)[:_LONGEST]
+    return f"{shortened}-{sha256(method.encode()).hexdigest()[:8]}"
 
 
 class RunFolder:
@@ -82,13 +99,13 @@ class RunFolder:
         self, name: str, result: dict[str, Any], traces: Iterable[dict[str, Any]], policy: nn.Module
     ) -> None:
         """What a finished method leaves; `results.json` last, since it says that the rest is there."""
-        checkpoint = self.path / "checkpoints" / name
+        checkpoint = self.path / "checkpoints" / folder_name(name)
         checkpoint.parent.mkdir(exist_ok=True)
         with replacing_directory(checkpoint) as partial:
             policy.save_pretrained(partial)  # type: ignore[operator]
         others = [row for row in self.rows("traces") if row["source"] != name]
         self._write_rows("traces", [*others, *traces])
-        results = self.results
+        results, result = self.results, {**result, "checkpoint": f"checkpoints/{checkpoint.name}"}
         self._write_results({**results, "methods": {**results["methods"], name: result}})
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
