@@ -182,7 +182,7 @@ LONG = "rhythm:strategy=coupled,q=0.3,amplification=1.7"
 
 def test_it_prints_what_it_found(asked, monkeypatch):
     """On a terminal of 80 columns; uniform credit gives every part of a completion 1."""
-    monkeypatch.setattr("tokencredit.cli.score.console", Console(width=80, highlight=False))
+    monkeypatch.setenv("COLUMNS", "80")
     steps = {"prompt": "Q:a=1+6?a", "steps": ["a=1+6=8;", "b=1;</think>"], "answer": "8", "essential": [True, False]}
     rows = [steps | {"correct": False, "first_error": 0}, steps | {"correct": True}]
     result, found = asked("--methods", f"uniform,{LONG}", "--no-attention", rows=rows)
@@ -270,7 +270,8 @@ def test_labelled_steps(asked):
 def test_the_table_of_the_paper(asked):
     long = [{"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 10 + "</think>\\boxed{a=7}"}]
     result, (row,) = asked("--methods", "atpo", "--table", rows=long)
-    shown = [int(line.split()[0]) for line in result.output.splitlines() if line.strip()[:1].isdigit()]
+    printed = result.output[result.output.index("position") :].splitlines()
+    shown = [int(line.split()[0]) for line in printed if line.strip()[:1].isdigit()]
     n, answer = len(row["tokens"]), row["answer_start"]
     assert shown == sorted({*range(10), *range(answer - 5, answer + 5), *range(n - 10, n)} & {*range(n)})
     assert "…" in result.output
