@@ -55,7 +55,7 @@ def test_commands_refuse_a_policy_without_all_of_its_layers(folder, command, mon
     monkeypatch.setenv("COLUMNS", "2000")
     policy, traces = str(folder / "policy"), str(folder / "mine.jsonl")
     words = {
-        "score": ["score", "--model", policy, "--traces", traces, "--out", str(folder / "out")],
+        "score": ["score", policy, "--traces", traces, "--out", str(folder / "out")],
         "heads": ["heads", policy, "--traces", traces],
         "audit": ["audit", policy, "--traces", traces],
         "eval": ["eval", policy, "--data", traces],

@@ -88,7 +88,7 @@ def test_what_was_evaluated_can_be_scored_with_its_outcomes(here):
         lines = [json.loads(line) for line in (here / "all.jsonl").read_text().splitlines()]
         assert len(lines) == 12
         assert [line["correct"] for line in lines] == [line["reward"] == 1 if known else None for line in lines]
-        score = ["score", "--model", "model", "--traces", "all.jsonl", "--methods", "uniform", "--no-attention"]
+        score = ["score", "model", "--traces", "all.jsonl", "--methods", "uniform", "--no-attention"]
         result = CliRunner().invoke(app, [*score, "--out", f"run-{known}"])
         assert (result.exit_code == 0) == known, result.output
         if known:

@@ -5,7 +5,16 @@ from importlib import import_module
 
 import pytest
 
-from tokencredit.methods.specs import check_specs, parse_spec, sketch, split_specs
+from tokencredit.methods import methods
+from tokencredit.methods.specs import (
+    EVERY_METHOD,
+    build_specs,
+    check_specs,
+    expand_specs,
+    parse_spec,
+    sketch,
+    split_specs,
+)
 
 
 def test_parameters_may_hold_commas():
@@ -15,6 +24,30 @@ def test_parameters_may_hold_commas():
         "rhythm:strategy=local,q=0.3,horizon=[1,4]",
         "attnpo:heads=[[1,0],[2,1]],beta=1",
     )
+
+
+def test_all_stands_for_every_method_alone_or_among_others():
+    assert {parse_spec(spec)[0] for spec in EVERY_METHOD} == set(methods())
+    assert expand_specs("all") == EVERY_METHOD
+    assert expand_specs("atpo:floor=0.5, all,uniform") == (
+        "atpo:floor=0.5",
+        *(spec for spec in EVERY_METHOD if spec != "uniform"),
+        "uniform",
+    )
+    assert expand_specs("all,oracle", every=("a", "oracle")) == ("a", "oracle")
+    with pytest.raises(ValueError, match="each once"):
+        check_specs(expand_specs("all,all"))
+
+
+def test_of_all_those_that_need_heads_are_left_out_and_named_ones_refused():
+    built, left_out = build_specs("all")
+    assert (*built, *left_out) == (*(spec for spec in EVERY_METHOD if spec != "attnpo"), "attnpo")
+    assert "heads=heads.json" in left_out["attnpo"]
+    assert build_specs("atpo:floor=0.5")[0]["atpo:floor=0.5"].floor == 0.5
+    built, left_out = build_specs("all,attnpo:heads=[[0,1]]")
+    assert built["attnpo:heads=[[0,1]]"].heads == ((0, 1),)
+    with pytest.raises(ValueError, match="attnpo:beta=1: it reads key-focus heads"):
+        build_specs("uniform,attnpo:beta=1")
 
 
 def test_values_are_json_or_text():

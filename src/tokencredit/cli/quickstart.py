@@ -14,15 +14,20 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.outputs import Overwrite, Resume, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
 
+_GROWS = ("methods",)
+"""The settings that a run may get more of when it goes on."""
+
 
 def quickstart(
-    methods: Annotated[str, typer.Option(help="Credit methods, separated by commas, or 'all'.")] = "uniform,atpo",
+    methods: Annotated[
+        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas, or 'all'.")
+    ] = "uniform,atpo",
     task: Annotated[str, typer.Option(help="gather, long_gather, two_hop, chain or countdown.")] = "gather",
     level: Annotated[int | None, typer.Option(help="Difficulty, 1 to 3; the task's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the policy, the problems and the sampling.")] = 0,
@@ -40,16 +45,17 @@ def quickstart(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/quickstart-TIME")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Warm up a tiny policy, train it with each credit method, and write a report.
 
     The policies share checkpoint, problems, seed and rollout budget; methods that read a LoRA adapter train one.
+    With --resume, a run keeps the methods that it has finished, and new ones may be added to it.
     """
     offline()
     with needed_packages("quickstart"):
-        from tokencredit import methods as all_methods
+        from tokencredit.methods.specs import expand_specs
         from tokencredit.report import write_report
         from tokencredit.testbed.quickstart import Quickstart, prepare, run
         from tokencredit.testbed.reward_model import RewardTraining
@@ -57,12 +63,10 @@ def quickstart(
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import recipe_for
     quiet_libraries()
-    names = all_methods() if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
-        check_folder(folder_path)
         q = Quickstart(
-            methods=tuple(names),
+            methods=expand_specs(methods),
             task=task,
             level=level,
             seed=seed,
@@ -74,17 +78,14 @@ def quickstart(
             if reward_model_steps is None
             else RewardTraining(steps=reward_model_steps),
         )
+        settings = q.as_config()
+        check_claim(folder_path, settings, overwrite=overwrite, resume=resume, grows=_GROWS, inputs=(problems,))
         found = prepare(q)
-        folder = RunFolder.create(folder_path, q.as_config(), overwrite=overwrite, resume=resume)
-    try:
-        with Bars() as progress:
-            run(q, found, folder, progress)
-    except KeyboardInterrupt:
-        say(
-            f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
-            f"  --out {folder_path} --resume"
-        )
-        raise typer.Exit(130) from None
+        claim_folder(folder_path, settings, overwrite=overwrite, resume=resume, grows=_GROWS, inputs=(problems,))
+    folder = RunFolder(folder_path)
+    how_to_go_on = f"Finished methods are kept; to go on, give the same command with --out {folder_path} --resume"
+    with explained_interruption(how_to_go_on), Bars() as progress:
+        run(q, found, folder, progress)
     console.print(_table(q, folder.results))
     say(_what_next(q, write_report(folder_path)))
 
@@ -101,7 +102,7 @@ first error is boxed. Below are accuracy, reward and credit during training.
 Next:
   {command} quickstart --task {q.task} --methods all
       every method on this task
-  {command} score --model MODEL --traces traces.jsonl --open
+  {command} score MODEL --traces traces.jsonl --open
       the same page for your own model and completions (docs/report.md)
   {command} train --config config.yaml
       train your own model with TRL (docs/trl.md; examples/ has configurations)"""
@@ -125,14 +126,15 @@ def _table(q: Quickstart, results: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("method", no_wrap=True)
+    # A name may be folded, a number never: one that is cut off is another number.
+    table.add_column("method", overflow="fold")
     for name in ("greedy", "T = 1", "tokens", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row("before", *(_accuracy(before[kind]) for kind in ("greedy", "sampled")), "", "")
     for name in q.methods:
         result = results["methods"][name]
         table.add_row(
-            f"{name} (LoRA)" if result["adapter"] else name,
+            escape(f"{name} (LoRA)" if result["adapter"] else name),
             *(_accuracy(result["after"][kind]) for kind in ("greedy", "sampled")),
             f"{result['tokens']:,}",
             f"{result['seconds']:.0f}",

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_advantages
-from tokencredit.cli.outputs import check_folder
-from tokencredit.cli.terminal import console, offline_if_local, quiet_libraries, say, user_errors
+from tokencredit.cli.outputs import Overwrite, check_claim, claim_folder, explained_interruption
+from tokencredit.cli.score_tables import summary_table, trace_table
+from tokencredit.cli.terminal import Bars, console, offline_if_local, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +28,7 @@ PICTURES = 24
 
 
 def score(
-    model: Annotated[str, typer.Option(help="The model that wrote or reads the traces: a folder or a hub name.")],
+    model: Annotated[str, typer.Argument(help="The model that wrote or reads the traces: a folder or a hub name.")],
     traces: Annotated[
         Path,
         typer.Option(
@@ -39,7 +36,7 @@ def score(
         ),
     ],
     methods: Annotated[
-        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas.")
+        str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas, or 'all'.")
     ] = "atpo,rhythm,surprisal",
     outcome: Annotated[
         str,
@@ -71,6 +68,7 @@ def score(
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions a forward pass; it changes no credit.")] = 4,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/score-TIME")] = None,
+    overwrite: Overwrite = False,
     table: Annotated[
         bool,
         typer.Option(
@@ -80,14 +78,18 @@ def score(
     trace: Annotated[int, typer.Option(min=1, help="The trace of --table.")] = 1,
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """Assign credit to completions of any model, and write it down and as a page, token by token."""
+    """Assign credit to completions of any model, and write it down and as a page, token by token.
+
+    Prints a row a method: how concentrated its credit is, and what the answer and labelled steps get of it.
+    """
     offline_if_local(model, reward_model)
     from tokencredit.assignment import assignable
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
     from tokencredit.files import write_text
+    from tokencredit.methods.specs import build_specs
     from tokencredit.report import write_report
-    from tokencredit.report.sources.score import CONFIG, ROWS
+    from tokencredit.report.sources.score import ROWS
     from tokencredit.signals import RewardModel
     from tokencredit.steps import check_span_options
 
@@ -106,13 +108,12 @@ def score(
         "answer": answer,
         "reward_model": reward_model,
     }
-    with user_errors():
-        check_folder(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} exists: choose another --out")
+    inputs = (model, traces, reward_model)
+    with user_errors(), explained_interruption("Nothing has been written."):
+        check_claim(folder, asked, overwrite=overwrite, inputs=inputs)
         check_outcome(outcome, correct_threshold)
         check_span_options(splitter, end_of_reasoning, answer)
-        built = _methods(methods)
+        built, needing = build_specs(methods)
         policy, tokenizer = load_policy(model)
         completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
         notes: list[str] = []
@@ -123,15 +124,17 @@ def score(
         _check_lengths(policy, completions)
         scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
         able, left_out = assignable(built, policy, scorer)
+        left_out |= needing
         if not able:
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
         advantages = outcome_advantages(outcome, completions)
         rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
-        folder.mkdir(parents=True, exist_ok=True)
+    with user_errors():
         config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
-        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        claim_folder(folder, config, overwrite=overwrite, inputs=inputs)
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
+    console.print(summary_table(rows))
     for name, why in left_out.items():
         say(f"left out: {name}: {why}")
     for note in notes:
@@ -140,24 +143,10 @@ def score(
         say(f"notice: {sentence}")
     if table:
         for name in rows[trace - 1]["credit"]:
-            console.print(_table(rows[trace - 1], name))
-    say(f"report: {page}")
+            console.print(trace_table(rows[trace - 1], name))
+    say(f"written: {folder / ROWS}\nreport: {page}")
     if open_page:
         typer.launch(str(page))
-
-
-def _methods(given: str) -> dict[str, Method]:
-    from tokencredit.methods import method
-    from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, split_specs
-
-    specs = split_specs(given)
-    check_specs(specs)
-    for spec in specs:
-        if needs_heads(*parse_spec(spec)):
-            raise ValueError(
-                f"{spec} reads key-focus heads: name them, {spec}:heads=heads.json (see tokencredit heads)"
-            )
-    return {spec: method(name, **params) for spec in specs for name, params in [parse_spec(spec)]}
 
 
 def _check_lengths(policy: Any, completions: Completions) -> None:
@@ -186,47 +175,18 @@ def _scored(
 
     rollouts = completions.rollouts
     needs = reduce(or_, (m.needs for m in methods.values()), VIEW if attention else Needs(logits=True))
-    signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size)
-    credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+    pictured = min(PICTURES, len(rollouts)) if attention else 0
+    pictures = []
+    with Bars() as bars:
+        bars.stage("completions", len(rollouts))
+        signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size, on_progress=bars.advance)
+        credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+        if pictured:
+            bars.stage("attention", pictured)
+        for i in range(pictured):
+            pictures += attention_pictures(policy, rollouts.rows(slice(i, i + 1)))
+            bars.advance(i + 1)
     rows = trace_rows(tokenizer, rollouts, credits, signals)
-    pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
     return rows, notices_of(methods, credits)
-
-
-def _table(row: dict[str, Any], name: str) -> Table:
-    """ATPO's table of a trace: position, token, weight, advantage."""
-    credit, answer, length = row["credit"][name], row["answer_start"], len(row["tokens"])
-    table = Table(title=escape(name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    # Only the token may be folded: a number that is cut off is another number.
-    table.add_column("position", justify="right", no_wrap=True)
-    table.add_column("token", overflow="fold")
-    for column in ("weight", "advantage"):
-        table.add_column(column, justify="right", no_wrap=True)
-    before = -1
-    for t in range(length):
-        around = answer is not None and answer >= 0 and answer - 5 <= t < answer + 5
-        if not (t < 10 or t >= length - 10 or around):
-            continue
-        if t > before + 1:
-            table.add_row("…", "", "", "")
-        weight = "" if credit["weights"] is None else _decimals(credit["weights"][t])
-        table.add_row(str(t), _token_text(row, t), weight, _decimals(credit["advantages"][t], "+"))
-        before = t
-    return table
-
-
-def _token_text(row: dict[str, Any], t: int) -> Text:
-    """A token on one line; not markup, because a model wrote it."""
-    from tokencredit.shading import visible
-    from tokencredit.token_text import PART
-
-    return Text(visible(row["tokens"][t]).replace("\n", "") + PART * (t in row["partial"]))
-
-
-def _decimals(value: float, sign: str = "-") -> str:
-    """Three decimals; more digits where those would show a value that is not zero as zero."""
-    if value == 0:
-        return "0"
-    return f"{value:{sign}.3f}" if abs(value) >= 5e-4 else f"{value:{sign}.1e}"

@@ -3,9 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tokencredit.methods import Method, method, methods, required_parameters
+
+ALL = "all"
+EVERY_METHOD = (
+    "uniform",
+    "random",
+    "position",
+    "entropy",
+    "entropy_selection",
+    "surprisal",
+    "entropy_reduction",
+    "divergence",
+    "arca",
+    "atpo",
+    "rhythm:strategy=local",
+    "rhythm:strategy=global",
+    "rhythm:strategy=coupled",
+    "attnpo",
+    "p2t",
+)
+"""What `all` stands for: every method, and each of rhythm's strategies."""
+
+
+def expand_specs(text: str, every: Sequence[str] = EVERY_METHOD) -> tuple[str, ...]:
+    """The methods that a `--methods` option names. `all` may stand alone or among others: "all,atpo:floor=0.5".
+
+    Args:
+        every: what `all` stands for. Those that the option also names itself are not repeated.
+    """
+    specs = split_specs(text)
+    others = tuple(spec for spec in every if spec not in specs)
+    return tuple(name for spec in specs for name in (others if spec == ALL else (spec,)))
+
+
+def build_specs(text: str) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods that a `--methods` option names, for a command that finds no heads itself.
+
+    Returns:
+        The methods by their specs; and of those that only `all` names, which need further input, what they need.
+
+    Raises:
+        ValueError: `check_specs` refuses one, or a method that the option names itself needs further input.
+    """
+    specs, named = expand_specs(text), split_specs(text)
+    check_specs(specs)
+    built, left_out = {}, {}
+    for spec in specs:
+        name, params = parse_spec(spec)
+        if not needs_heads(name, params):
+            built[spec] = method(name, **params)
+            continue
+        needed = f"it reads key-focus heads: name them, {name}:heads=heads.json (see tokencredit heads)"
+        if spec in named:
+            raise ValueError(f"{spec}: {needed}")
+        left_out[spec] = needed
+    return built, left_out
 
 
 def split_specs(text: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from transformers import Qwen3ForCausalLM
 
 from tokencredit.assignment import assignable
 from tokencredit.head_files import HeadRank
-from tokencredit.methods import Method, method, methods
+from tokencredit.methods import Method
+from tokencredit.methods.specs import check_specs
 from tokencredit.testbed.arms import build_arm, heads_in_words
 from tokencredit.testbed.evaluate import evaluate
 from tokencredit.testbed.policy import build_tokenizer
@@ -54,10 +55,7 @@ class Quickstart:
     reward_training: RewardTraining = field(default_factory=RewardTraining)
 
     def __post_init__(self) -> None:
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"name at least one method, each once; got {', '.join(self.methods) or 'none'}")
-        if unknown := [name for name in self.methods if name not in methods()]:
-            method(unknown[0])  # says what is valid
+        check_specs(self.methods)
         self.build_task()
 
     def as_config(self) -> dict[str, Any]:
@@ -101,6 +99,7 @@ def prepare(q: Quickstart) -> Problems:
 
 def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress) -> None:
     """Warm up, then train, evaluate and trace each method that the folder does not hold yet."""
+    folder.drop_unfinished()
     chosen, tokenizer = q.build_task(), build_tokenizer()
     progress.stage("warm-up", q.warm_up.steps)
     checkpoint, cached = warmed_up_policy(chosen, q.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}"))

@@ -1,14 +1,15 @@
 """A run folder: what a run was asked, what it measured, and what it leaves.
 
 config.json, results.json (accuracy before, then a row a finished method), metrics.jsonl (a row a method and step),
-traces.jsonl (a row a completion), checkpoints/METHOD (safetensors), report.html.
+traces.jsonl (a row a completion), checkpoints/METHOD (safetensors; see `folder_name`), report.html.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,24 @@ from torch import nn
 from tokencredit.files import replacing_directory, write_text
 from tokencredit.head_files import HeadRank
 
+_PLAIN = re.compile(r"\w+(:[\w.,=+-]*)?", re.ASCII)
+_LONGEST = 80
+
+
+def folder_name(method: str) -> str:
+    """The name of a method's folder, which every file system takes: "atpo:floor=0.5" -> "atpo-floor=0.5".
+
+    Other methods get other names: where characters are replaced or cut off, a hash of the whole follows.
+    """
+    safe = method.replace(":", "-", 1)
+    if _PLAIN.fullmatch(method) and len(safe) <= _LONGEST:
+        return safe
+    shortened = re.sub(r"[^\w.,=+-]", "-", safe, flags=re.ASCII)[:_LONGEST]
+    return f"{shortened}-{sha256(method.encode()).hexdigest()[:8]}"
+
 
 class RunFolder:
-    """A run folder that exists; `create` makes one."""
+    """A folder that a command has claimed for its run (`cli.outputs.claim_folder`)."""
 
     def __init__(self, path: Path) -> None:
         # A model's folder has a config.json too: a run's says which command made it.
@@ -27,35 +43,6 @@ class RunFolder:
         if not config.is_file() or "command" not in json.loads(config.read_text("utf-8")):
             raise ValueError(f"{path} is not a run folder: it has no config.json of a tokencredit command")
         self.path = path
-
-    @classmethod
-    def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> RunFolder:
-        """A new run folder, or an unfinished one to go on with.
-
-        Args:
-            config: what the run is asked, JSON-ready.
-            overwrite: replace the run that stands there.
-            resume: go on with the run that stands there; its finished methods are kept.
-
-        Raises:
-            ValueError: something stands there and neither was asked, it is no run, or it was asked otherwise.
-        """
-        path = path.resolve()
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if occupied and not (overwrite or resume):
-            raise ValueError(f"{path} exists: choose another --out, --overwrite to replace it, or --resume to go on")
-        if occupied:
-            found = cls(path)
-            if resume:
-                _check_same(path, found.config, config)
-                config = {**config, "methods": [*dict.fromkeys([*found.config["methods"], *config["methods"]])]}
-            else:
-                shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-        folder = cls(path)
-        folder._drop_unfinished()
-        return folder
 
     @property
     def config(self) -> dict[str, Any]:
@@ -82,13 +69,13 @@ class RunFolder:
         self, name: str, result: dict[str, Any], traces: Iterable[dict[str, Any]], policy: nn.Module
     ) -> None:
         """What a finished method leaves; `results.json` last, since it says that the rest is there."""
-        checkpoint = self.path / "checkpoints" / name
+        checkpoint = self.path / "checkpoints" / folder_name(name)
         checkpoint.parent.mkdir(exist_ok=True)
         with replacing_directory(checkpoint) as partial:
             policy.save_pretrained(partial)  # type: ignore[operator]
         others = [row for row in self.rows("traces") if row["source"] != name]
         self._write_rows("traces", [*others, *traces])
-        results = self.results
+        results, result = self.results, {**result, "checkpoint": f"checkpoints/{checkpoint.name}"}
         self._write_results({**results, "methods": {**results["methods"], name: result}})
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
@@ -104,7 +91,8 @@ class RunFolder:
                 continue
         return found
 
-    def _drop_unfinished(self) -> None:
+    def drop_unfinished(self) -> None:
+        """Before a run goes on: remove the rows of methods that were interrupted, which start again."""
         finished = self.results["methods"]
         for kind, key in (("metrics", "method"), ("traces", "source")):
             self._write_rows(kind, [row for row in self.rows(kind) if row[key] in finished])
@@ -114,10 +102,3 @@ class RunFolder:
 
     def _write_rows(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
         write_text(self.path / f"{kind}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _check_same(path: Path, before: dict[str, Any], asked: dict[str, Any]) -> None:
-    asked = json.loads(json.dumps(asked))
-    differ = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and k != "methods"]
-    if differ:
-        raise ValueError(f"{path} was run with other settings ({', '.join(differ)}): choose another --out")
