@@ -16,6 +16,7 @@ from tokencredit.analysis.traces import VIEW, attention_pictures, rounded, trace
 from tokencredit.assignment import assignable
 from tokencredit.audit.audit import SHUFFLES, AuditRow, Estimate, Score, Scoring, signs
 from tokencredit.audit.controls import oracle
+from tokencredit.audit.measures import MEASURES
 from tokencredit.audit.parts import Parts
 from tokencredit.audit.progress import NoProgress, Progress, duration_in_words
 from tokencredit.audit.truth import Truth
@@ -74,9 +75,7 @@ def audit_policy(
     Raises:
         ValueError: no method is left, or the truth does not fit.
     """
-    built, left_out = assignable(methods, policy, reward_model)
-    if not built:
-        raise ValueError(f"no method can be audited: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    built, left_out = _auditable(methods, policy, reward_model)
     kept, progress = kept or Parts(), progress or NoProgress()
     started = time.perf_counter()
     scoring = Scoring.of(rollouts, truth, seed)
@@ -101,6 +100,34 @@ def audit_policy(
         )
     ]
     return {**found.as_json(), "left_out": left_out, "notices": notices_of(built, credits), "traces": traces}
+
+
+def check_auditable(
+    methods: Mapping[str, Method], policy: nn.Module, rollouts: Rollouts, truth: Truth, reward_model: Any = None
+) -> None:
+    """
+    Raises:
+        ValueError: the policy can give the signals of no method, or the labels are such that nothing can be scored.
+    """
+    _auditable(methods, policy, reward_model)
+    truth.check(rollouts)
+    ones = rollouts.completion_mask.cpu().double()
+    statistics = (measure(ones, rollouts.completion_mask.cpu(), truth) for measure in MEASURES.values())
+    if not any(statistic is not None and statistic.tells.any() for statistic in statistics):
+        raise ValueError(
+            f"nothing can be scored on these {len(rollouts)} completions, {int(truth.correct.sum())} of them correct: "
+            "there must be correct ones of which `essential` calls some steps true and others false, or wrong ones "
+            "with a `first_error`"
+        )
+
+
+def _auditable(
+    methods: Mapping[str, Method], policy: nn.Module, reward_model: Any
+) -> tuple[dict[str, Method], dict[str, str]]:
+    built, left_out = assignable(methods, policy, reward_model)
+    if not built:
+        raise ValueError(f"no method can be audited: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    return built, left_out
 
 
 @dataclass(frozen=True)

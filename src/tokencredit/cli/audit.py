@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from tokencredit.cli.outputs import Overwrite, Resume, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.terminal import Bars, needed_packages, offline_if_local, quiet_libraries, say, user_errors
+from tokencredit.cli.trace_options import Chat, LongTraces
 from tokencredit.files import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tokencredit.testbed.audit import TestbedAudit
 
 _PARTS = "parts"
-"""The folder, in the audit's own, of what is finished. It is removed once the audit is."""
+"""The folder, within that of the audit, of what is finished. It is removed when all is."""
+_AUDIT = "audit.json"
+_BATCH_SIZE = 8
+Run = Callable[[Path, Bars], dict[str, Any]]
+"""From the folder for finished parts to `policies`, and what else audit.json is to say."""
 
 
 def audit(
@@ -52,6 +58,8 @@ def audit(
         int, typer.Option(min=1, help="Correct, and wrong, completions with Monte-Carlo values and replacements.")
     ] = 40,
     samples: Annotated[int, typer.Option(min=2, help="Continuations of each of their prefixes.")] = 16,
+    chat: Chat = False,
+    long_traces: LongTraces = "refuse",
     out: Annotated[
         Path | None,
         typer.Option(help="The folder of audit.json and report.html.", show_default="runs/audit-TIME"),
@@ -75,28 +83,30 @@ def audit(
         if (model is None) != (traces is None):
             raise ValueError("MODEL and --traces go together; without both, the testbed is audited")
         if traces is not None and model is not None:
-            config, prepare = _of_traces(model, traces, methods, seed)
+            work: _Work = _Traces(model, traces, methods, seed, chat, long_traces)
         else:
-            config, prepare = _of_testbed(
-                _testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples)
-            )
+            work = _Testbed(_testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples))
+        config = work.config()
         check_claim(folder, config, overwrite=overwrite, resume=resume)
         finished = _finished(folder) if resume else None
-        run = prepare() if finished is None else None
+        if finished is None:
+            with explained_interruption("Nothing has been audited yet."):
+                run = work.prepare()
         claim_folder(folder, config, overwrite=overwrite, resume=resume)
-    if run is not None:
-        how = f"To go on with it, repeat the command with --out {folder} --resume"
-        with explained_interruption(f"What is finished is kept in {folder}. {how}"):
-            with Bars() as bars, user_errors():
-                finished = {"config": config, "policies": run(folder / _PARTS, bars)}
-        _write(folder, finished)
-    assert finished is not None
+    if finished is None:
+        how = f"To go on, give the same command with\n  --out {folder} --resume"
+        with explained_interruption(f"What is finished is kept in {folder}. {how}"), user_errors(), Bars() as bars:
+            finished = {"config": config, **run(folder / _PARTS, bars)}
+        write_text(folder / _AUDIT, json.dumps(finished, indent=1, allow_nan=False) + "\n")
+        shutil.rmtree(folder / _PARTS)
     print_audit(finished)
-    say(f"written: {folder / 'audit.json'}\nreport: {write_report(folder)}")
+    say(f"written: {folder / _AUDIT}\nreport: {write_report(folder)}")
 
 
-Run = "Callable[[Path, Bars], dict[str, Any]]"
-"""From the folder for finished parts to the audit of each policy."""
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The audit that is in the folder, if it is finished."""
+    file = folder / _AUDIT
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 def _testbed(
@@ -126,3 +136,98 @@ def _testbed(
         budget=Budget(steps=steps, seed=seed),
         warm_up=recipe_for(task, seed=seed, steps=warmup_steps),
     )
+
+
+class _Work(Protocol):
+    """An audit that is to be done."""
+
+    def config(self) -> dict[str, Any]:
+        """Its settings, JSON-ready. Raises a ValueError where they make no sense."""
+        ...
+
+    def prepare(self) -> Run:
+        """Check the rest of the input. Raises a ValueError that says what is wrong with it."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Testbed:
+    audit: TestbedAudit
+
+    def config(self) -> dict[str, Any]:
+        return self.audit.as_config()
+
+    def prepare(self) -> Run:
+        from tokencredit.testbed.audit import run_audit
+
+        return lambda parts, bars: {"policies": run_audit(self.audit, bars, parts)["policies"]}
+
+
+@dataclass(frozen=True)
+class _Traces:
+    """The methods that need nothing but the model, or those that are named, on a user's completions."""
+
+    model: str
+    path: Path
+    methods: str
+    seed: int
+    chat: bool
+    long_traces: str
+
+    def config(self) -> dict[str, Any]:
+        """With what a head file holds, and a digest of the traces: an audit is not continued on other ones."""
+        from tokencredit.long_traces import check_rule
+        from tokencredit.methods.specs import build_specs
+
+        check_rule(self.long_traces)
+        built, _ = build_specs(self.methods)
+        parameters = {spec: json.loads(json.dumps(vars(method), default=str)) for spec, method in built.items()}
+        return {
+            "command": "audit",
+            "tokencredit": version("tokencredit"),
+            "model": self.model,
+            "traces": str(self.path),
+            "traces_sha256": sha256(self.path.read_bytes()).hexdigest(),
+            "methods": parameters,
+            "seed": self.seed,
+            "chat": self.chat,
+            "long_traces": self.long_traces,
+        }
+
+    def prepare(self) -> Run:
+        from tokencredit.audit.parts import Parts
+        from tokencredit.audit.policies import PART_TYPES, audit_policy, check_auditable
+        from tokencredit.audit.traces import load_traces
+        from tokencredit.cli.models import load_policy
+        from tokencredit.long_traces import context_of
+        from tokencredit.methods.specs import build_specs
+        from tokencredit.signals import model_signature
+
+        built, without = build_specs(self.methods)
+        policy, tokenizer = load_policy(self.model)
+        context = context_of(policy.config)
+        found = load_traces(self.path, tokenizer, chat=self.chat, context=context, long_traces=self.long_traces)
+        check_auditable(built, policy, found.rollouts, found.truth)
+        for note in found.long.notes:
+            say(note)
+
+        def run(parts: Path, bars: Bars) -> dict[str, Any]:
+            kept = Parts(parts, PART_TYPES)
+            signature = model_signature(policy)
+            if kept.value("model", lambda: signature) != signature:
+                raise ValueError(f"{self.model} is another model than when the audit was begun: choose another --out")
+            audited = audit_policy(
+                policy,
+                tokenizer,
+                built,
+                found.rollouts,
+                found.truth,
+                batch_size=_BATCH_SIZE,
+                seed=self.seed,
+                kept=kept,
+                progress=bars,
+            )
+            audited["left_out"] |= without
+            return {"long_traces": found.long.as_json(), "policies": {self.model: audited}}
+
+        return run

@@ -193,7 +193,9 @@ def _print_legend(found: dict[str, Any]) -> None:
             "* informative: better, by a whole interval, than its own values shuffled within the completion, than what "
             "it gives the same token in other problems, and than position and step length."
         )
-        console.print(star if any(score["informative"] for score in scores) else f"No score has a star. {star}", markup=False)
+        console.print(
+            star if any(score["informative"] for score in scores) else f"No score has a star. {star}", markup=False
+        )
     console.print(
         "Grey rows are controls: position (later, earlier) and step length know nothing of the content, the oracle "
         "credits by the labels.",

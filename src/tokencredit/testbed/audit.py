@@ -23,7 +23,16 @@ from tokencredit.methods import Method
 from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, sketch
 from tokencredit.rollouts import Rollouts
 from tokencredit.testbed.arms import ALL_ARMS, arm_with_heads, heads_in_words, ranked_heads
-from tokencredit.testbed.audit_policies import POLICIES, REWARD_MODEL, loaded, model_part, policy_named, reward_model, slug, warmed_up
+from tokencredit.testbed.audit_policies import (
+    POLICIES,
+    REWARD_MODEL,
+    loaded,
+    model_part,
+    policy_named,
+    reward_model,
+    slug,
+    warmed_up,
+)
 from tokencredit.testbed.audit_time import expected_seconds
 from tokencredit.testbed.audited import Audited, audited_problems, estimated, sample_audited
 from tokencredit.testbed.evaluate import Accuracy, evaluate
@@ -98,7 +107,9 @@ def run_audit(asked: TestbedAudit, progress: Progress, folder: Path | None = Non
             does not repeat them, and returns what the first would have returned.
     """
     kept = parts_in(folder)
-    progress.message(f"expected time, from a short test on this machine: {duration_in_words(expected_seconds(asked, kept))}")
+    progress.message(
+        f"expected time, from a short test on this machine: {duration_in_words(expected_seconds(asked, kept))}"
+    )
     chosen = asked.build_task()
     training = generate_problems(chosen, TRAINING_PROBLEMS, held_out=False, seed=asked.seed)
     checkpoint = kept.model(model_part("before RL"), partial(warmed_up, asked, progress), loaded)

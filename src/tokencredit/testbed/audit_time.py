@@ -57,10 +57,7 @@ def expected_seconds(asked: TestbedAudit, kept: Parts) -> float:
     missing = {part for part in work if not kept.holds(part)} - {part for part in work if _cached(asked, part)}
     each = _of_policy(asked, speed, prompt, length)
     of_policies = (
-        seconds
-        for name in asked.policies
-        for part, seconds in each.items()
-        if not kept.holds(f"{slug(name)}/{part}")
+        seconds for name in asked.policies for part, seconds in each.items() if not kept.holds(f"{slug(name)}/{part}")
     )
     return sum(work[part] for part in missing) + sum(of_policies)
 
