@@ -22,8 +22,8 @@ class _Group:
     """Measures that are shown in one table.
 
     Attributes:
-        columns: the heading of each measure. needed: what completions must have for any of them to be known.
-        own: the measures need the policy itself: they are known on the testbed alone.
+        columns: the heading of each measure. scale: what the numbers mean. needed: what completions must have for any
+            of them to be known; empty where a user's traces cannot have it, or another group has said it.
     """
 
     title: str
@@ -41,8 +41,7 @@ _GROUPS = (
             "read": "step_ranking_direct",
             "not read": "step_ranking_indirect",
         },
-        "Is an essential step credited more than a redundant one? 1 is always, .50 is chance, below it is the wrong way "
-        "round.",
+        "Is an essential step credited more than a redundant one? 1 is always, .50 is chance, less is the wrong way round.",
         "correct completions with labels in `essential`, at least one true and one false",
     ),
     _Group(
@@ -54,8 +53,8 @@ _GROUPS = (
     _Group(
         "first error, at the top of the blame",
         {"hit@1": "error_hit_1", "hit@5": "error_hit_5", "1/rank": "error_reciprocal_rank"},
-        "How often is the first error the most blamed token, or among the five most blamed, and the mean of 1/rank. 1 is "
-        "always; chance depends on the lengths: see the row of uniform.",
+        "How often the first error is the most blamed token, or among the five most blamed; and the mean of 1/rank. 1 "
+        "is always. Chance depends on lengths: it is what uniform gets.",
     ),
     _Group(
         "the policy's own values",
@@ -116,7 +115,7 @@ def _counts(shown: dict[str, str], rows: list[dict[str, Any]]) -> str:
         score = next(row["scores"][measure] for row in rows if measure in row["scores"])
         counts.setdefault((score["completions"], score["problems"]), []).append(name)
     told = [
-        f"{', '.join(names)}: {completions} completions of {problems} problems"
+        f"{', '.join(names)}: {_counted(completions, 'completion')} of {_counted(problems, 'problem')}"
         for (completions, problems), names in counts.items()
     ]
     if (fewest := min(problems for _, problems in counts)) < FEWEST:
@@ -125,6 +124,10 @@ def _counts(shown: dict[str, str], rows: list[dict[str, Any]]) -> str:
             "would be needed"
         )
     return "; ".join(told) + "."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _chunks(shown: dict[str, str], rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
