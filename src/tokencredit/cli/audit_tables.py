@@ -41,7 +41,7 @@ _GROUPS = (
             "read": "step_ranking_direct",
             "not read": "step_ranking_indirect",
         },
-        "Is an essential step credited more than a redundant one? 1 is always, .50 is chance, less is the wrong way round.",
+        "Is an essential step credited more than a redundant one? 1 is always, .50 is chance, 0 is never.",
         "correct completions with labels in `essential`, at least one true and one false",
     ),
     _Group(
