@@ -32,6 +32,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
     (tmp_path / "traces.jsonl").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"command": "other"}')
     return tmp_path
 
 
@@ -53,6 +55,12 @@ def here(tmp_path, monkeypatch):
         (["audit", "--out", "file/audit"], "file is a file, not a folder"),
         (["compare", "--out", "file"], "file is a file, not a folder"),
         (["quickstart", "--out", "file/run"], "file is a file, not a folder"),
+        ([*SCORE, "--out", "other", "--overwrite"], "does not hold a run of `tokencredit score`"),
+        (["compare", "--out", "other"], "--overwrite to replace it, or --resume to go on with it"),
+        (["compare", "--out", "other", "--resume"], "does not hold a run of `tokencredit compare`"),
+        (["compare", "--out", "absent", "--resume"], "there is no run in absent"),
+        (["quickstart", "--out", "other"], "--overwrite to replace it, or --resume to go on with it"),
+        (["quickstart", "--out", "other", "--overwrite"], "does not hold a run of `tokencredit quickstart`"),
         (["report", "file"], "is not a run folder"),
         ([*SCORE, "--out", "n" * 300], "cannot be written"),
     ],
@@ -120,6 +128,45 @@ def test_nothing_to_continue_and_both_at_once_are_refused(tmp_path):
         check_claim(tmp_path / "none", RUN, overwrite=False, resume=True)
     with pytest.raises(ValueError, match="exclude each other"):
         check_claim(tmp_path, RUN, overwrite=True, resume=True)
+
+
+def test_a_run_that_goes_on_may_get_more_of_what_grows_and_keeps_what_it_had(tmp_path):
+    how = {"overwrite": False, "resume": True, "grows": ("methods", "seeds")}
+    run = {**RUN, "methods": ("uniform", "atpo"), "seeds": (0, 1)}
+    assert claim_folder(tmp_path / "run", run, overwrite=False, grows=how["grows"])["methods"] == ["uniform", "atpo"]
+    more = claim_folder(tmp_path / "run", {**run, "methods": ("random", "uniform"), "seeds": (0,)}, **how)
+    assert more == {**RUN, "methods": ["uniform", "atpo", "random"], "seeds": [0, 1]}
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == more
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        claim_folder(tmp_path / "run", {**run, "seed": 1}, **how)
+    with pytest.raises(ValueError, match=r"other settings \(methods\)"):
+        claim_folder(tmp_path / "run", run, overwrite=False, resume=True, grows=("seeds",))
+
+
+def test_what_the_run_itself_reads_is_not_removed(tmp_path):
+    claim_folder(tmp_path / "run", RUN, overwrite=False)
+    traces = tmp_path / "run" / "traces.jsonl"
+    traces.write_text("kept")
+    (tmp_path / "link.jsonl").symlink_to(traces)
+    for inside in (traces, str(tmp_path / "link.jsonl"), tmp_path / "run"):
+        with pytest.raises(ValueError, match="--overwrite would remove"):
+            claim_folder(tmp_path / "run", RUN, overwrite=True, inputs=[None, "owner/name", inside])
+    assert traces.read_text() == "kept"
+    claim_folder(tmp_path / "run", RUN, overwrite=True, inputs=[None, "owner/name", tmp_path])
+    assert not traces.exists()
+
+
+def test_a_folder_that_is_a_link_is_replaced_behind_it(tmp_path):
+    """As on a machine whose `runs` are kept on another disk. What is linked from inside is not followed."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk", target_is_directory=True)
+    claim_folder(tmp_path / "runs", RUN, overwrite=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("kept")
+    (tmp_path / "disk" / "data").symlink_to(tmp_path / "data", target_is_directory=True)
+    claim_folder(tmp_path / "runs", {**RUN, "seed": 1}, overwrite=True)
+    assert [entry.name for entry in (tmp_path / "disk").iterdir()] == ["config.json"]
+    assert (tmp_path / "data" / "mine").read_text() == "kept"
 
 
 def test_a_file_is_replaced_on_request_only(tmp_path):

@@ -6,10 +6,13 @@ import json
 import re
 
 import pytest
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
+from tokencredit.cli.quickstart import _table
+from tokencredit.testbed.quickstart import Quickstart
 
 SMALL = ["quickstart", "--warmup-steps", "3", "--steps", "1", "--level", "1", "--evaluate-on", "10", "--prompts", "1"]
 
@@ -62,10 +65,14 @@ def test_it_trains_and_leaves_a_whole_run(tmp_path):
     assert refused.exit_code == 2
     assert "--overwrite" in refused.output
 
-    more = run("--methods", "uniform,atpo,arca,random", "--out", "run", "--resume")
+    other = run("--methods", "uniform", "--steps", "2", "--out", "run", "--resume")
+    assert other.exit_code == 2
+    assert "other settings (budget)" in other.output
+
+    more = run("--methods", "random", "--out", "run", "--resume")
     assert more.exit_code == 0, more.output
     assert "from the cache" in more.output
-    assert "atpo is finished already" in more.output
+    assert json.loads((out / "config.json").read_text())["methods"] == ["uniform", "atpo", "arca", "random"]
     assert list(json.loads((out / "results.json").read_text())["methods"]) == ["uniform", "atpo", "arca", "random"]
 
     again = CliRunner().invoke(app, ["report", "run"])
@@ -199,6 +206,27 @@ def test_it_ends_with_the_report_and_commands_that_exist(tmp_path):
     for command in named:
         shown = CliRunner().invoke(app, [command, "--help"])
         assert shown.exit_code == 0
+
+
+def test_no_number_is_cut_off_beside_a_long_name():
+    accuracy = {"value": 0.123, "low": 0.1, "high": 0.2, "count": 300}
+    names = ["rhythm:strategy=coupled,q=0.3,amplification=1.7", "attnpo:heads=[[1,0],[2,1]]"]
+    result = {
+        "after": {"greedy": accuracy, "sampled": accuracy},
+        "tokens": 123456789,
+        "seconds": 12345,
+        "adapter": True,
+    }
+    results = {"before": {"greedy": accuracy, "sampled": accuracy}, "methods": dict.fromkeys(names, result)}
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(_table(Quickstart(methods=tuple(names)), results))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[-8:] == [*["0.123", "[0.10,", "0.20]"] * 2, "123,456,789", "12345"] for line in lines) == 2
+    first = min(line.index("0.123") for line in lines if "0.123" in line)
+    column = "".join(line[:first].strip() for line in lines)
+    assert all(f"{name}(LoRA)" in column for name in names)
 
 
 def test_version():

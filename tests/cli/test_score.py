@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import tokencredit as tc
 from tokencredit.cli import app
-from tokencredit.cli.score import _table
+from tokencredit.cli.score_tables import summary_table, trace_table
 from tokencredit.completions import load_completions
 from tokencredit.methods.specs import EVERY_METHOD
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
@@ -138,6 +138,92 @@ def test_a_windows_file_and_a_trace_too_long_for_the_model(asked):
     assert "".join(rows[0]["tokens"]) == long["completion"]
 
 
+def test_what_is_there_is_only_replaced_on_request_and_only_by_what_worked(asked):
+    out = asked.path.parent / "out"
+    assert asked("--methods", "uniform", "--no-attention")[0].exit_code == 0
+    (out / "mine.txt").write_text("kept")
+    again, _ = asked("--methods", "random", "--no-attention")
+    assert again.exit_code == 2
+    assert "exists: choose another --out, or --overwrite to replace it" in again.output
+    failed, _ = asked("--methods", "random", "--no-attention", "--overwrite", rows=[*ROWS, {"prompt": "a"}])
+    assert failed.exit_code == 2
+    assert (out / "mine.txt").read_text() == "kept"
+    result, rows = asked("--methods", "random", "--no-attention", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert list(rows[0]["credit"]) == ["random"]
+    assert not (out / "mine.txt").exists()
+
+
+def test_traces_in_the_folder_that_would_be_replaced(asked):
+    assert asked("--methods", "uniform", "--no-attention")[0].exit_code == 0
+    asked.path.rename(asked.path.parent / "out" / "mine.jsonl")
+    asked.path.symlink_to(asked.path.parent / "out" / "mine.jsonl")
+    result, _ = asked("--methods", "uniform", "--overwrite")
+    assert result.exit_code == 2
+    assert "--overwrite would remove" in result.output
+    assert asked.path.is_file()
+
+
+def test_ctrl_c_leaves_nothing_behind(asked, monkeypatch):
+    """The forward passes are replaced by the interruption itself."""
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokencredit.signals.collect", interrupted)
+    result, _ = asked("--methods", "uniform")
+    assert result.exit_code == 130
+    assert "Nothing has been written" in result.output
+    assert not (asked.path.parent / "out").exists()
+
+
+LONG = "rhythm:strategy=coupled,q=0.3,amplification=1.7"
+
+
+def test_it_prints_what_it_found(asked, monkeypatch):
+    """On a terminal of 80 columns; uniform credit gives every part of a completion 1."""
+    monkeypatch.setenv("COLUMNS", "80")
+    steps = {"prompt": "Q:a=1+6?a", "steps": ["a=1+6=8;", "b=1;</think>"], "answer": "8", "essential": [True, False]}
+    rows = [steps | {"correct": False, "first_error": 0}, steps | {"correct": True}]
+    result, found = asked("--methods", f"uniform,{LONG}", "--no-attention", rows=rows)
+    assert result.exit_code == 0, result.output
+    assert "completions: 2/2" in result.output
+    tokens = sum(len(row["tokens"]) for row in found)
+    assert f"2 completions, {tokens} tokens: 1 correct, 1 wrong" in result.output
+    lines = result.output.splitlines()
+    assert next(line for line in lines if "Gini" in line).split() == [
+        *("method", "Gini", "effective", "answer", "essential", "redundant", "first", "error"),
+    ]
+    assert next(line for line in lines if line.strip().startswith("uniform")).split()[1:] == ["0.00", *["1.00"] * 5]
+    first = next(line for line in lines if "Gini" in line).index("Gini") - 1
+    assert LONG in "".join(line[:first].strip() for line in lines)
+    assert f"written: {asked.path.parent / 'out' / 'scores.jsonl'}" in result.output
+
+
+def test_the_summary_says_where_credit_is():
+    """In units of a completion's mean credit; completions without the part, or without any credit, do not count."""
+    diagnostics = {"gini": 0.25, "effective_ratio": 0.5}
+
+    def row(weights, advantages, **more):
+        credit = {"weights": weights, "advantages": advantages, "diagnostics": diagnostics}
+        known = {"correct": None, "answer_start": 3, "step_index": [0, 0, 1, -1], "tokens": [*"abcd"]}
+        return {**known, "credit": {"[m]": credit}, **more}
+
+    rows = [
+        row([2.0, 4.0, 0.0, 2.0], [0.0] * 4, essential=[True, False], first_error=3),
+        row(None, [-1.0, 3.0, 0.0, 4.0], essential=[None, True], first_error=None),
+        row(None, [0.0] * 4, essential=[True, True], first_error=1),
+        row([1.0, 1.0, 1.0, 1.0], [1.0] * 4, answer_start=-1, step_index=None),
+    ]
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(summary_table(rows))
+    (line,) = (line for line in capture.get().splitlines() if "[m]" in line)
+    # answer: 2 / 2 and 4 / 2. essential: 3 / 2 and 0 / 2. redundant: 0 / 2. first error: the answer of the first.
+    assert line.split() == ["[m]", "0.25", "0.50", "1.50", "0.75", "0.00", "1.00"]
+    assert "4 completions, 16 tokens: 4 unknown" in capture.get()
+
+
 def test_what_was_asked_is_written_down(asked):
     asked("--methods", "uniform,atpo:layers=1")
     config = json.loads((asked.path.parent / "out" / "config.json").read_text())
@@ -184,7 +270,8 @@ def test_labelled_steps(asked):
 def test_the_table_of_the_paper(asked):
     long = [{"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 10 + "</think>\\boxed{a=7}"}]
     result, (row,) = asked("--methods", "atpo", "--table", rows=long)
-    shown = [int(line.split()[0]) for line in result.output.splitlines() if line.strip()[:1].isdigit()]
+    printed = result.output[result.output.index("position") :].splitlines()
+    shown = [int(line.split()[0]) for line in printed if line.strip()[:1].isdigit()]
     n, answer = len(row["tokens"]), row["answer_start"]
     assert shown == sorted({*range(10), *range(answer - 5, answer + 5), *range(n - 10, n)} & {*range(n)})
     assert "…" in result.output
@@ -205,7 +292,7 @@ def test_the_table_cuts_no_number_off_and_shows_characters_whole(monkeypatch):
     }
     console = Console(width=80, highlight=False)
     with console.capture() as capture:
-        console.print(_table(row, "rhythm:strategy=local,q=0.3"))
+        console.print(trace_table(row, "rhythm:strategy=local,q=0.3"))
     shown = [line.split() for line in capture.get().splitlines() if line.strip()[:1].isdigit()]
     assert shown[0][0] == "0"
     assert shown[0][2:] == ["123456.789", "-123456.789"]
@@ -215,6 +302,36 @@ def test_the_table_cuts_no_number_off_and_shows_characters_whole(monkeypatch):
         ["3", "[/red]\\", "0.500", "+0.500"],
     ]
     assert [line[0] for line in shown] == [str(t) for t in range(13)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./absent", "there is no folder ./absent"),
+        ("/absent/model", "there is no folder /absent/model"),
+        ("~/absent", "there is no folder ~/absent"),
+        ("runs/a/checkpoint-9", "there is no folder runs/a/checkpoint-9 (runs/a holds checkpoint-5)"),
+        ("mine/", "there is no folder mine/"),
+        ("absent.jsonl", "there is no folder absent.jsonl"),
+        ("models/typo", "there is no folder models/typo (models holds mine)"),
+        ("traces.jsonl", "traces.jsonl is a file"),
+        ("runs", "holds no model (no config.json of one, and no adapter_config.json); these folders in it hold one: "),
+        ("runs/a", "runs/a holds no model (no config.json of one, and no adapter_config.json); these folders in it "),
+        ("models/mine", "holds a model but no tokenizer"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, model, name, message):
+    """The last folder holds a model alone; `runs/a` is one of ours, whose config.json is no model's."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/mine", "runs/a/checkpoint-5"):
+        shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*token*"))
+    (tmp_path / "runs" / "a" / "config.json").write_text('{"command": "quickstart"}')
+    (tmp_path / "traces.jsonl").write_text(json.dumps(ROWS[0]))
+    result = CliRunner().invoke(app, ["score", name, "--traces", "traces.jsonl", "--methods", "uniform"])
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "huggingface" not in result.output
+    assert not list(tmp_path.glob("runs/score*"))
 
 
 @pytest.mark.parametrize(

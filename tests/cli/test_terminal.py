@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tokencredit.cli.terminal import Bars, _is_local, say, user_errors
@@ -75,6 +77,27 @@ def test_paths_and_names_are_printed_as_they_are():
             bars.message(STRANGE)
 
     assert printed(run).output.splitlines() == [f"written: {STRANGE}", f"{STRANGE}: 10/10 {STRANGE}", STRANGE]
+
+
+def test_bars_fold_names_and_cut_no_number_off(monkeypatch):
+    """On a terminal of 80 columns."""
+    output = StringIO()
+    terminal = Console(width=80, force_terminal=True, color_system=None, highlight=False, emoji=False, file=output)
+    monkeypatch.setattr("tokencredit.cli.terminal.console", terminal)
+    name = "rhythm:strategy=coupled,q=0.3,amplification=1.7"
+    with Bars() as bars:
+        bars.stage(name, 12000)
+        bars.advance(11999, f"reward 0.53 {name}")
+    last = output.getvalue().rpartition("\x1b[2K")[2]
+    lines = last.replace("\x1b[?25h", "").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in last
+    (first,) = (line for line in lines if "━" in line)
+    assert " 11999/12000 " in first
+    bar = first.index("━")
+    assert name in "".join(line[:bar].strip() for line in lines)
+    note = first.index("reward")
+    assert f"0.53{name}" in "".join(line[note:].strip() for line in lines).replace(" ", "")
 
 
 def test_an_error_is_one_line_with_its_text_as_it_is():

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_policy
 from report_rows import row, wrong
 
+from tokencredit.cli.outputs import claim_folder
 from tokencredit.head_files import HeadRank
 from tokencredit.report import write_report
 from tokencredit.testbed.runs import RunFolder
@@ -25,7 +26,8 @@ ACCURACY = {"value": 0.456, "low": 0.4, "high": 0.5, "count": 300, "tokens": 30.
 
 @pytest.fixture
 def quickstart(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
+    claim_folder(tmp_path / "run", CONFIG, overwrite=True)
+    folder = RunFolder(tmp_path / "run")
     folder.record_before({"greedy": ACCURACY, "sampled": ACCURACY})
     for step in (1, 2):
         folder.record_step(
@@ -201,6 +203,6 @@ def test_what_is_no_finished_run(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="broken"):
         write_report(tmp_path)
-    RunFolder.create(tmp_path / "run", CONFIG)
+    claim_folder(tmp_path / "run", CONFIG, overwrite=False)
     with pytest.raises(ValueError, match="no finished method"):
         write_report(tmp_path / "run")

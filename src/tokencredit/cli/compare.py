@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.outputs import Overwrite, Resume, claim_folder, explained_interruption
 from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
@@ -45,22 +45,25 @@ def compare(
     target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy to count the steps to.")] = 0.7,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time, of one thread each.")] = 2,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder.", show_default="runs/compare-TIME")] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Train every arm from the same checkpoints on the same problems, and compare it with uniform credit, pair by pair.
 
-    A killed sweep goes on with the same command and --out; a wider one keeps the runs that are there.
+    An interrupted sweep goes on with the same command, its --out and --resume. A sweep may be widened in the same way:
+    it keeps its runs, and methods, learning rates, checkpoints and seeds that are new are added to it.
     """
     offline()
     with needed_packages("quickstart"):
+        from tokencredit.files import write_text
         from tokencredit.report import write_report
-        from tokencredit.testbed.compare import Comparison, config_of, split_arms, sweep
+        from tokencredit.testbed.compare import AXES, Comparison, config_of, split_arms, sweep
         from tokencredit.testbed.curves import at_best_rates, summarise
         from tokencredit.testbed.training import Budget
         from tokencredit.testbed.warmup import recipe_for
     quiet_libraries()
     folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
-        check_folder(folder)
         asked = Comparison(
             arms=split_arms(methods),
             task=task,
@@ -71,19 +74,28 @@ def compare(
             budget=Budget(steps=steps, prompts=prompts, group_size=group_size, updates_per_step=1, lora_rank=lora_rank),
             warm_up=recipe_for(task, steps=warmup_steps),
         )
-    try:
-        with Bars() as bars:
-            bars.stage("runs", len(asked.runs()))
-            runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. Finished runs are kept; the same command with --out {folder} goes on.")
-        raise typer.Exit(130) from None
+        config = claim_folder(folder, config_of(asked), overwrite=overwrite, resume=resume, grows=AXES)
+    kept = {axis: [value for value in config[axis] if value not in getattr(asked, axis)] for axis in AXES}
+    if any(kept.values()):
+        say(f"the sweep keeps its other {_in_words(kept)}")
+    axes: dict[str, Any] = {axis: tuple(config[axis]) for axis in AXES}
+    asked = replace(asked, **axes)
+    how_to_go_on = f"Finished runs are kept; to go on, give the same command with --out {folder} --resume"
+    with explained_interruption(how_to_go_on), Bars() as bars:
+        bars.stage("runs", len(asked.runs()))
+        runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
     summaries = summarise(runs, target)
     title = f"{len(runs)} runs; each arm, and uniform, at its own best learning rate; 95 % intervals"
     console.print(_table(at_best_rates(runs, target), title))
     found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
-    (folder / "compare.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    write_text(folder / "compare.json", json.dumps(found) + "\n")
     say(f"written: {folder / 'compare.json'}\nreport: {write_report(folder)}")
+
+
+def _in_words(axes: dict[str, list[Any]]) -> str:
+    names = {"arms": "methods", "learning_rates": "learning rates"}
+    told = [f"{names.get(axis, axis)} ({', '.join(map(str, values))})" for axis, values in axes.items() if values]
+    return " and ".join(told)
 
 
 def _rates(text: str) -> tuple[float, ...]:

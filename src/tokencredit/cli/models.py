@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+_FILES = frozenset(
+    (
+        ".jsonl",
+        ".json",
+        ".csv",
+        ".parquet",
+        ".gz",
+        ".yaml",
+        ".yml",
+        ".txt",
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".gguf",
+    )
+)
+"""Endings of files. A hub name may hold a dot as well, as in Qwen2.5-0.5B, but does not end in one of these."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_NAMED = 5
 
 
 def load_policy(name: str) -> tuple[Any, Any]:
@@ -14,6 +37,12 @@ def load_policy(name: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     model = load_model(name)
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise ValueError(
+            f"the folder {name} holds a model but no tokenizer ({_TOKENIZERS[0]}): save its tokenizer there as well, "
+            "with tokenizer.save_pretrained"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -29,10 +58,80 @@ def load_model(name: str) -> Any:
     Raises:
         ValueError: it cannot be loaded, or its checkpoint lacks some of its weights.
     """
+    check_model_name(name)
     import torch
     from transformers import AutoModelForCausalLM
 
     from tokencredit.checkpoints import load_complete
 
-    model = load_complete(AutoModelForCausalLM, name, dtype="auto")
+    try:
+        model = load_complete(AutoModelForCausalLM, name, dtype="auto")
+    except ValueError as error:
+        if Path(name).exists():
+            raise
+        # Where the folder's parent exists, the folder was meant; what the hub says would lead away from the cause.
+        why = "" if Path(name).parent.is_dir() and "/" in name else f": {error}"
+        raise ValueError(f"{_no_folder(name)}, and the hub gave no model of that name either{why}") from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a folder that is not there, before the hub is asked for a model of that name.
+
+    Raises:
+        ValueError: there is a file or a folder of that name, but no model in it; or there is none, and the name cannot
+            be one of the hub's.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"{name} is a file: expected a model's folder or its name on the hub")
+    if path.is_dir():
+        _check_folder(path)
+    elif _is_path(name):
+        raise ValueError(_no_folder(name))
+
+
+def _check_folder(folder: Path) -> None:
+    if _holds_model(folder):
+        return
+    below = [path.parent for pattern in ("*/", "*/*/") for path in sorted(folder.glob(f"{pattern}*config.json"))]
+    models = [str(path) for path in dict.fromkeys(below) if _holds_model(path)]
+    more = f" and {len(models) - _NAMED} more" if len(models) > _NAMED else ""
+    hint = f"; these folders in it hold one: {', '.join(models[:_NAMED])}{more}" if models else ""
+    raise ValueError(f"the folder {folder} holds no model (no config.json of one, and no adapter_config.json){hint}")
+
+
+def _holds_model(folder: Path) -> bool:
+    """The folder is a model's, or that of an adapter. A run of tokencredit has a config.json too."""
+    if (folder / "adapter_config.json").is_file():
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True  # what is wrong with it is for transformers to say
+    return isinstance(config, dict) and "command" not in config
+
+
+def _is_path(name: str) -> bool:
+    """No model of the hub has this name: those are NAME or OWNER/NAME, and do not end as a file does."""
+    path = Path(name)
+    parts = name.split("/")
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or len(parts) > 2
+        or parts[-1] == ""
+        or path.suffix.lower() in _FILES
+    )
+
+
+def _no_folder(name: str) -> str:
+    """Says that the folder is not there, and which of its parents is."""
+    path = Path(name)
+    parent = next((str(folder) for folder in path.parents if folder.is_dir()), ".")
+    others = sorted(entry.name for entry in Path(parent).iterdir() if entry.is_dir()) if parent != "." else []
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    holds = f" ({parent} holds {', '.join(others[:_NAMED])}{more})" if others else ""
+    return f"there is no folder {name}{holds}"

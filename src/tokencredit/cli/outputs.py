@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,17 +38,29 @@ def claim_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
         raise ValueError(f"{option} {path} exists: choose another file, or --overwrite to replace it")
 
 
-def check_claim(path: Path, config: Mapping[str, Any], *, overwrite: bool, resume: bool | None = None) -> None:
+def check_claim(
+    path: Path,
+    config: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    resume: bool | None = None,
+    grows: Sequence[str] = (),
+    inputs: Iterable[str | Path | None] = (),
+) -> None:
     """Check that a run with these settings may use the folder `path`. Nothing is made or removed yet.
 
     Args:
         config: the settings, JSON-ready, with the name of the command in `command`.
         overwrite: the run that is in the folder may be replaced.
         resume: the run that is in the folder may be continued; None for commands that cannot do that.
+        grows: names of settings, lists, that may differ in a run that is continued: it keeps what it had, and more may
+            be added.
+        inputs: files and folders that the run reads; None and names of the hub are ignored.
 
     Raises:
         ValueError: there can be no such folder; it holds something and neither is given; it holds no run of this
-            command; or the run to be continued has other settings, which are named.
+            command, or one of the inputs, which would be removed; or the run to be continued has other settings, which
+            are named.
     """
     check_folder(path)
     if overwrite and resume:
@@ -66,20 +78,39 @@ def check_claim(path: Path, config: Mapping[str, Any], *, overwrite: bool, resum
             f"{path} does not hold a run of `tokencredit {config['command']}` (its {CONFIG} would say so): "
             "choose another --out"
         )
-    if resume and (differing := _differing(before, config)):
+    if overwrite and (inside := [source for source in inputs if source is not None and _is_inside(source, path)]):
+        raise ValueError(f"--overwrite would remove {inside[0]}, which this run reads: choose another --out")
+    if resume and (differing := _differing(before, config, grows)):
         raise ValueError(f"{path} was run with other settings ({', '.join(differing)}): choose another --out")
 
 
-def claim_folder(path: Path, config: Mapping[str, Any], *, overwrite: bool, resume: bool | None = None) -> None:
+def claim_folder(
+    path: Path,
+    config: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    resume: bool | None = None,
+    grows: Sequence[str] = (),
+    inputs: Iterable[str | Path | None] = (),
+) -> dict[str, Any]:
     """Make `path` the folder of a run with these settings, which are written to its config.json.
 
     The arguments and errors are those of `check_claim`. With `overwrite`, what the folder held is removed.
+
+    Returns:
+        The settings as they are written: in a run that is continued, those in `grows` hold what they held before, and
+        then what is new.
     """
-    check_claim(path, config, overwrite=overwrite, resume=resume)
+    check_claim(path, config, overwrite=overwrite, resume=resume, grows=grows, inputs=inputs)
+    settings = _json_ready(config)
+    if resume:
+        before = _config(path)
+        settings |= {name: _grown(before.get(name, []), settings[name]) for name in grows}
     if overwrite and _occupied(path):
-        shutil.rmtree(path)
+        _empty(path)
     path.mkdir(parents=True, exist_ok=True)
-    write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(path / CONFIG, json.dumps(settings, indent=2) + "\n")
+    return settings
 
 
 @contextmanager
@@ -104,11 +135,33 @@ def _config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differing(before: Mapping[str, Any], config: Mapping[str, Any], grows: Sequence[str]) -> list[str]:
     """Names of the settings that differ once both have been through JSON. The version of tokencredit may differ."""
-    now = json.loads(json.dumps(dict(now)))
-    names = (before.keys() | now.keys()) - {"tokencredit"}
+    now = _json_ready(config)
+    names = (before.keys() | now.keys()) - {"tokencredit", *grows}
     return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are when they are read back: a tuple is a list."""
+    return json.loads(json.dumps(dict(config)))
+
+
+def _grown(before: list[Any], more: list[Any]) -> list[Any]:
+    return [*before, *(value for value in more if value not in before)]
+
+
+def _is_inside(source: str | Path, folder: Path) -> bool:
+    return Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve())
+
+
+def _empty(folder: Path) -> None:
+    """The folder itself stays: it may be a link to another disk, or a place where one is mounted."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def check_folder(path: Path, option: str = "--out") -> None:

@@ -14,11 +14,14 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.outputs import check_folder
+from tokencredit.cli.outputs import Overwrite, Resume, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from tokencredit.testbed.quickstart import Quickstart
+
+_GROWS = ("methods",)
+"""The settings that a run may get more of when it goes on."""
 
 
 def quickstart(
@@ -42,12 +45,13 @@ def quickstart(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/quickstart-TIME")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Warm up a tiny policy, train it with each credit method, and write a report.
 
     The policies share checkpoint, problems, seed and rollout budget; methods that read a LoRA adapter train one.
+    With --resume, a run keeps the methods that it has finished, and new ones may be added to it.
     """
     offline()
     with needed_packages("quickstart"):
@@ -61,7 +65,6 @@ def quickstart(
     quiet_libraries()
     folder_path = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
-        check_folder(folder_path)
         q = Quickstart(
             methods=expand_specs(methods),
             task=task,
@@ -75,17 +78,14 @@ def quickstart(
             if reward_model_steps is None
             else RewardTraining(steps=reward_model_steps),
         )
+        settings = q.as_config()
+        check_claim(folder_path, settings, overwrite=overwrite, resume=resume, grows=_GROWS, inputs=(problems,))
         found = prepare(q)
-        folder = RunFolder.create(folder_path, q.as_config(), overwrite=overwrite, resume=resume)
-    try:
-        with Bars() as progress:
-            run(q, found, folder, progress)
-    except KeyboardInterrupt:
-        say(
-            f"\nInterrupted. Finished methods are kept in {folder_path}; to go on, give the same command with\n"
-            f"  --out {folder_path} --resume"
-        )
-        raise typer.Exit(130) from None
+        claim_folder(folder_path, settings, overwrite=overwrite, resume=resume, grows=_GROWS, inputs=(problems,))
+    folder = RunFolder(folder_path)
+    how_to_go_on = f"Finished methods are kept; to go on, give the same command with --out {folder_path} --resume"
+    with explained_interruption(how_to_go_on), Bars() as progress:
+        run(q, found, folder, progress)
     console.print(_table(q, folder.results))
     say(_what_next(q, write_report(folder_path)))
 

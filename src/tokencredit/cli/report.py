@@ -12,10 +12,13 @@ from tokencredit.cli.terminal import needed_packages, say, user_errors
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A folder of quickstart, audit, compare or score.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run of quickstart, audit, compare or score.")],
     open_page: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Write RUN/report.html, one page that needs nothing else, and RUN/report.json, which says the same."""
+    """Write RUN/report.html, one page that needs nothing else, and RUN/report.json, which says the same.
+
+    Both are made from the results in RUN alone, so an earlier report in RUN is replaced without being asked for.
+    """
     from tokencredit.report import write_report
 
     with user_errors(), needed_packages("quickstart"):

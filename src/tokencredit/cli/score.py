@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_advantages
-from tokencredit.cli.outputs import check_folder
-from tokencredit.cli.terminal import console, offline_if_local, quiet_libraries, say, user_errors
+from tokencredit.cli.outputs import Overwrite, check_claim, claim_folder, explained_interruption
+from tokencredit.cli.score_tables import summary_table, trace_table
+from tokencredit.cli.terminal import Bars, console, offline_if_local, quiet_libraries, say, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +68,7 @@ def score(
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions a forward pass; it changes no credit.")] = 4,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/score-TIME")] = None,
+    overwrite: Overwrite = False,
     table: Annotated[
         bool,
         typer.Option(
@@ -80,7 +78,10 @@ def score(
     trace: Annotated[int, typer.Option(min=1, help="The trace of --table.")] = 1,
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """Assign credit to completions of any model, and write it down and as a page, token by token."""
+    """Assign credit to completions of any model, and write it down and as a page, token by token.
+
+    Prints a row a method: how concentrated its credit is, and what the answer and labelled steps get of it.
+    """
     offline_if_local(model, reward_model)
     from tokencredit.assignment import assignable
     from tokencredit.cli.models import load_policy
@@ -88,7 +89,7 @@ def score(
     from tokencredit.files import write_text
     from tokencredit.methods.specs import build_specs
     from tokencredit.report import write_report
-    from tokencredit.report.sources.score import CONFIG, ROWS
+    from tokencredit.report.sources.score import ROWS
     from tokencredit.signals import RewardModel
     from tokencredit.steps import check_span_options
 
@@ -107,10 +108,9 @@ def score(
         "answer": answer,
         "reward_model": reward_model,
     }
-    with user_errors():
-        check_folder(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} exists: choose another --out")
+    inputs = (model, traces, reward_model)
+    with user_errors(), explained_interruption("Nothing has been written."):
+        check_claim(folder, asked, overwrite=overwrite, inputs=inputs)
         check_outcome(outcome, correct_threshold)
         check_span_options(splitter, end_of_reasoning, answer)
         built, needing = build_specs(methods)
@@ -129,11 +129,12 @@ def score(
             raise ValueError(f"no method is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
         advantages = outcome_advantages(outcome, completions)
         rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
-        folder.mkdir(parents=True, exist_ok=True)
+    with user_errors():
         config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
-        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        claim_folder(folder, config, overwrite=overwrite, inputs=inputs)
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
+    console.print(summary_table(rows))
     for name, why in left_out.items():
         say(f"left out: {name}: {why}")
     for note in notes:
@@ -142,8 +143,8 @@ def score(
         say(f"notice: {sentence}")
     if table:
         for name in rows[trace - 1]["credit"]:
-            console.print(_table(rows[trace - 1], name))
-    say(f"report: {page}")
+            console.print(trace_table(rows[trace - 1], name))
+    say(f"written: {folder / ROWS}\nreport: {page}")
     if open_page:
         typer.launch(str(page))
 
@@ -174,47 +175,18 @@ def _scored(
 
     rollouts = completions.rollouts
     needs = reduce(or_, (m.needs for m in methods.values()), VIEW if attention else Needs(logits=True))
-    signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size)
-    credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+    pictured = min(PICTURES, len(rollouts)) if attention else 0
+    pictures = []
+    with Bars() as bars:
+        bars.stage("completions", len(rollouts))
+        signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size, on_progress=bars.advance)
+        credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+        if pictured:
+            bars.stage("attention", pictured)
+        for i in range(pictured):
+            pictures += attention_pictures(policy, rollouts.rows(slice(i, i + 1)))
+            bars.advance(i + 1)
     rows = trace_rows(tokenizer, rollouts, credits, signals)
-    pictures = attention_pictures(policy, rollouts.rows(slice(PICTURES))) if attention else []
     for i, (row, labels) in enumerate(zip(rows, completions.labels, strict=True)):
         row |= {**labels, "attention": pictures[i] if i < len(pictures) else None}
     return rows, notices_of(methods, credits)
-
-
-def _table(row: dict[str, Any], name: str) -> Table:
-    """ATPO's table of a trace: position, token, weight, advantage."""
-    credit, answer, length = row["credit"][name], row["answer_start"], len(row["tokens"])
-    table = Table(title=escape(name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    # Only the token may be folded: a number that is cut off is another number.
-    table.add_column("position", justify="right", no_wrap=True)
-    table.add_column("token", overflow="fold")
-    for column in ("weight", "advantage"):
-        table.add_column(column, justify="right", no_wrap=True)
-    before = -1
-    for t in range(length):
-        around = answer is not None and answer >= 0 and answer - 5 <= t < answer + 5
-        if not (t < 10 or t >= length - 10 or around):
-            continue
-        if t > before + 1:
-            table.add_row("…", "", "", "")
-        weight = "" if credit["weights"] is None else _decimals(credit["weights"][t])
-        table.add_row(str(t), _token_text(row, t), weight, _decimals(credit["advantages"][t], "+"))
-        before = t
-    return table
-
-
-def _token_text(row: dict[str, Any], t: int) -> Text:
-    """A token on one line; not markup, because a model wrote it."""
-    from tokencredit.shading import visible
-    from tokencredit.token_text import PART
-
-    return Text(visible(row["tokens"][t]).replace("\n", "") + PART * (t in row["partial"]))
-
-
-def _decimals(value: float, sign: str = "-") -> str:
-    """Three decimals; more digits where those would show a value that is not zero as zero."""
-    if value == 0:
-        return "0"
-    return f"{value:{sign}.3f}" if abs(value) >= 5e-4 else f"{value:{sign}.1e}"

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import ProgressColumn as RichColumn
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 # Without emoji codes: a path or a model's output may hold ":bug:".
@@ -108,6 +109,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="(trl|transformers|torch|peft|accelerate)")
 
 
+_BAR = 16
+_NAME = 24
+"""Columns of the terminal: with these, all numbers and a short note stand side by side in 80 columns."""
+
+
 class _Rate(RichColumn):
     def render(self, task: RichTask) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")
@@ -118,13 +124,14 @@ class Bars:
 
     def __init__(self) -> None:
         self._live = console.is_terminal
+        # Names and notes are folded where the terminal is narrow. A number that is cut off would be another number.
         self._progress = Progress(
-            TextColumn("[bold]{task.description:<12}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("[bold]{task.description:<12}", table_column=Column(max_width=_NAME, overflow="fold")),
+            BarColumn(bar_width=_BAR, table_column=Column(width=_BAR)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _Rate(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            TextColumn("[dim]{task.fields[note]}", table_column=Column(overflow="fold")),
             console=console,
             disable=not self._live,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,6 +34,7 @@ def collect(
     reference_model: nn.Module | None = None,
     batch_size: int | None = None,
     kernels: str = "torch",
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Signals:
     """Read what `needs` names, for every completion, from the policy as it is now.
 
@@ -49,6 +51,7 @@ def collect(
             Completions of similar length share a pass, which is as wide as its longest prompt and completion.
         kernels: what computes attention statistics: `torch`; `fused`, faster under SDPA on a CPU, signals equal up to
             rounding; `triton`, on a GPU.
+        on_progress: called after each forward pass, with the number of completions that have been read.
 
     Raises:
         ValueError: the policy cannot give what is asked for (no adapter, no such layer, attention or logits that
@@ -79,10 +82,12 @@ def collect(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(reading(model))
-        parts = [
-            _collect(policy, trimmed(_rows(rollouts, rows)), needs, reference_model, scorer, kernels)
-            for rows in batches
-        ]
+        parts: list[Signals] = []
+        done = 0
+        for rows in batches:
+            parts.append(_collect(policy, trimmed(_rows(rollouts, rows)), needs, reference_model, scorer, kernels))
+            done += len(rows)
+            on_progress(done)
     return joined(parts, batches, rollouts.completion_ids.shape[1])
 
 

@@ -57,6 +57,8 @@ DEFAULT_ARMS = (
     "lora uniform",
     "arca",
 )
+AXES = ("arms", "learning_rates", "checkpoints", "seeds")
+"""What the runs of a sweep differ in, by the names of `Comparison`: a sweep that goes on may get more of each."""
 _ORACLE = "oracle"
 
 
@@ -122,7 +124,7 @@ class Comparison:
     reward_training: RewardTraining = field(default_factory=RewardTraining)
 
     def __post_init__(self) -> None:
-        for name in ("arms", "learning_rates", "checkpoints", "seeds"):
+        for name in AXES:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one, each once; got {values}")
@@ -151,7 +153,7 @@ class Run:
 
     def file(self, comparison: Comparison, folder: Path) -> Path:
         """Where its result belongs: named by all settings that it depends on."""
-        settings = {**asdict(comparison), **dict.fromkeys(("arms", "learning_rates", "checkpoints", "seeds"))}
+        settings = {**asdict(comparison), **dict.fromkeys(AXES)}
         key = sha256(json.dumps([settings, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
         return folder / "runs" / f"{key}.json"
 
@@ -169,7 +171,6 @@ def sweep(
         The results of all runs, in the order of `comparison.runs()`.
     """
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", json.dumps(config_of(comparison), indent=1) + "\n")
     files = {run: run.file(comparison, folder) for run in comparison.runs()}
     missing = [run for run, file in files.items() if not file.is_file()]
     done = len(files) - len(missing)

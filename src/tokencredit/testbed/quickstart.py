@@ -99,6 +99,7 @@ def prepare(q: Quickstart) -> Problems:
 
 def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress) -> None:
     """Warm up, then train, evaluate and trace each method that the folder does not hold yet."""
+    folder.drop_unfinished()
     chosen, tokenizer = q.build_task(), build_tokenizer()
     progress.stage("warm-up", q.warm_up.steps)
     checkpoint, cached = warmed_up_policy(chosen, q.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}"))

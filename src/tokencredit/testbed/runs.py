@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +35,7 @@ def folder_name(method: str) -> str:
 
 
 class RunFolder:
-    """A run folder that exists; `create` makes one."""
+    """A folder that a command has claimed for its run (`cli.outputs.claim_folder`)."""
 
     def __init__(self, path: Path) -> None:
         # A model's folder has a config.json too: a run's says which command made it.
@@ -44,35 +43,6 @@ class RunFolder:
         if not config.is_file() or "command" not in json.loads(config.read_text("utf-8")):
             raise ValueError(f"{path} is not a run folder: it has no config.json of a tokencredit command")
         self.path = path
-
-    @classmethod
-    def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> RunFolder:
-        """A new run folder, or an unfinished one to go on with.
-
-        Args:
-            config: what the run is asked, JSON-ready.
-            overwrite: replace the run that stands there.
-            resume: go on with the run that stands there; its finished methods are kept.
-
-        Raises:
-            ValueError: something stands there and neither was asked, it is no run, or it was asked otherwise.
-        """
-        path = path.resolve()
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if occupied and not (overwrite or resume):
-            raise ValueError(f"{path} exists: choose another --out, --overwrite to replace it, or --resume to go on")
-        if occupied:
-            found = cls(path)
-            if resume:
-                _check_same(path, found.config, config)
-                config = {**config, "methods": [*dict.fromkeys([*found.config["methods"], *config["methods"]])]}
-            else:
-                shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-        folder = cls(path)
-        folder._drop_unfinished()
-        return folder
 
     @property
     def config(self) -> dict[str, Any]:
@@ -121,7 +91,8 @@ class RunFolder:
                 continue
         return found
 
-    def _drop_unfinished(self) -> None:
+    def drop_unfinished(self) -> None:
+        """Before a run goes on: remove the rows of methods that were interrupted, which start again."""
         finished = self.results["methods"]
         for kind, key in (("metrics", "method"), ("traces", "source")):
             self._write_rows(kind, [row for row in self.rows(kind) if row[key] in finished])
@@ -131,10 +102,3 @@ class RunFolder:
 
     def _write_rows(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
         write_text(self.path / f"{kind}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _check_same(path: Path, before: dict[str, Any], asked: dict[str, Any]) -> None:
-    asked = json.loads(json.dumps(asked))
-    differ = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and k != "methods"]
-    if differ:
-        raise ValueError(f"{path} was run with other settings ({', '.join(differ)}): choose another --out")

@@ -21,7 +21,9 @@ def page_of(run: Path) -> Page:
     """
     file = run / "compare.json"
     if not file.is_file():
-        raise ValueError(f"{run} is not finished: give the same `tokencredit compare` command again, with --out {run}")
+        raise ValueError(
+            f"{run} is not finished: give the same `tokencredit compare` command again, with --out {run} --resume"
+        )
     found = json.loads(file.read_text("utf-8"))
     config, runs, target = found["config"], found["runs"], found["target"]
     best = at_best_rates(runs, target)
