@@ -10,7 +10,7 @@ from tokencredit.prompts import render_chat, rendered
 EXAMPLE = '[{"role": "user", "content": "..."}]'
 _MARK = "tokencredit"
 """What the assistant says where it is tried out what a template adds behind it."""
-_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Where a message holds a part of what the model wrote apart from `content`."""
 
 
@@ -42,7 +42,7 @@ def _content(number: int, content: Any) -> str:
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else None
-            raise ValueError(f"the content of message {number} must be text; it holds {kind or part!r:.40}")
+            raise ValueError(f"the content of message {number} must be text; it holds {kind or repr(part):.40}")
     if not parts:
         raise ValueError(f"the content of message {number} must be text; got {content!r:.60}")
     return "".join(part["text"] for part in parts)
@@ -83,7 +83,7 @@ def completion_text(value: Any) -> str:
                 f"the completion must be one message of the assistant; it has {len(messages)} ({roles}). Completions "
                 "with several turns, as with tools, cannot be read"
             )
-        if beside := [name for name in _BESIDE_CONTENT if messages[0].get(name)]:
+        if beside := [name for name in BESIDE_CONTENT if messages[0].get(name)]:
             raise ValueError(f"the completion's message has {beside[0]} beside its content, which cannot be read")
         text = messages[0]["content"]
     if not text:

@@ -61,7 +61,7 @@ def mismatch(names: Collection[str], layouts: Sequence[Layout]) -> str:
     layout = max(layouts, key=lambda layout: _closeness(names, layout))
     advice = []
     for name in _lacking(names, layout):
-        meant = _meant(name, names, layout)
+        meant = similar(name, names, layout.required)
         advice.append(f"rename {meant} to {name}" if meant else f"{name} is missing")
     closest = "the closest layout; " if len(layouts) > 1 else ""
     return f"expected {layout.example}: {closest}the row has {_listed(names)}{''.join(f'; {a}' for a in advice)}"
@@ -77,13 +77,13 @@ def _aliases(name: str) -> tuple[str, ...]:
 
 def _closeness(names: Collection[str], layout: Layout) -> float:
     lacking = _lacking(names, layout)
-    renamable = sum(_meant(name, names, layout) is not None for name in lacking)
+    renamable = sum(similar(name, names, layout.required) is not None for name in lacking)
     return len(layout.required) - 2 * len(lacking) + 1.5 * renamable
 
 
-def _meant(name: str, names: Collection[str], layout: Layout) -> str | None:
-    """The column of a row that seems to be meant by another name."""
-    free = {other.lower(): other for other in names if other not in layout.required}
+def similar(name: str, names: Collection[str], taken: Collection[str] = ()) -> str | None:
+    """The one of a row's columns that seems to be meant by `name`, unless it is one of those that are `taken`."""
+    free = {other.lower(): other for other in names if other not in taken}
     known = next((alias for alias in (*_aliases(name), *_MEANT.get(name, ())) if alias in free), None)
     close = [known] if known else get_close_matches(name, free, n=1, cutoff=0.75)
     return free[close[0]] if close else None

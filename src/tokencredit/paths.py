@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
 _SHOWN = 5
+_FILES = re.compile(
+    r"\.(jsonl|ndjson|json|csv|parquet|tsv|txt|xlsx?|arrow|feather|pkl|pickle|ya?ml)(\.\w{1,4})?$|\.(gz|zst|zip|xz|bz2|tar|tgz)$",
+    re.IGNORECASE,
+)
+_PLACES = ("/", "~", "./", "../", ".\\", "..\\")
+
+
+def names_a_file(source: str) -> bool:
+    """Whether a text that may name a dataset of the Hub names a file: one that exists, or that is written as a path."""
+    return (
+        Path(source).is_file()
+        or source.startswith(_PLACES)
+        or source.count("/") > 1
+        or Path(source).is_absolute()
+        or _FILES.search(source) is not None
+    )
+
+
+def may_be_a_path(source: str) -> bool:
+    """Whether a name in the form of the Hub's, OWNER/NAME, is also a path into a folder that is here."""
+    return "/" in source and Path(source).parent.is_dir()
 
 
 def existing_file(path: Path | str) -> Path:

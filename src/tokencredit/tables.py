@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +104,29 @@ def convert(table: Table, read: Callable[[dict[str, Any]], Row], *, content: str
         with _named(table.place(index)):
             made.append(read(row))
     return made
+
+
+def inferred(table: Table, *, text: Collection[str]) -> Table:
+    """A table of a CSV file whose columns are typed where all cells of a column are numbers, or all truth values, lists
+    or objects. Other tables are returned as they are.
+
+    Args:
+        text: columns that stay as they are.
+    """
+    if suffix_of(table.path) != ".csv":
+        return table
+    values = {name: _inferred_column([row[name] for row in table.rows]) for name in table.columns if name not in text}
+    rows = [row | {name: column[i] for name, column in values.items()} for i, row in enumerate(table.rows)]
+    return replace(table, rows=rows)
+
+
+def _inferred_column(cells: list[Any]) -> list[Any]:
+    try:
+        values = [typed_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    except ValueError:
+        return cells
+    kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+    return values if len(kinds) == 1 and str not in kinds else cells
 
 
 def suffix_of(path: Path | str) -> str:
@@ -267,15 +290,19 @@ def _cell(name: str, text: str, typed: Collection[str]) -> Any:
     with _named(f"column {name}"):
         if name in typed:
             return typed_cell(text)
-    if text.lstrip().startswith("[") and "role" in text and "content" in text:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if text.lstrip(" [").startswith("{'"):
-                raise ValueError(f"column {name}: {_not_json(text, error)}") from None
-            return text
-        return value if is_chat(value) else text
-    return text
+    return _chat_cell(name, text) if text.lstrip().startswith("[") and "role" in text else text
+
+
+def _chat_cell(name: str, text: str) -> Any:
+    """A list of objects with `role`, which are chat messages, or else the text as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip(" [").startswith("{'role'"):
+            raise ValueError(f"column {name}: {_not_json(text, error)}") from None
+        return text
+    chat = isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value)
+    return value if chat else text
 
 
 def _parquet(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:

@@ -10,8 +10,8 @@ LongTraces = Annotated[
     str,
     typer.Option(
         "--long-traces",
-        help="Traces longer than the model's context: refuse, skip (they are left out), or truncate (text is cut off at "
-        "its end, and labelled traces are left out).",
+        help="Traces longer than the model's context: refuse, skip (they are left out), or truncate (text is cut off "
+        "at its end, and labelled traces are left out).",
     ),
 ]
 Chat = Annotated[
