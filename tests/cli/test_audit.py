@@ -41,25 +41,11 @@ TESTBED = ["--warmup-steps", 2, "--steps", 1, "--problems", 2, "--estimated", 1,
 ARMS = "uniform,atpo:floor=0.25,layers=1,arca"
 
 
-def interrupting(stage, stages):
-    """Bars that note each stage, and that are interrupted as by Ctrl-C when the named one begins."""
-
-    class Interrupted(Bars):
-        def stage(self, name, total):
-            stages.append(name)
-            super().stage(name, total)
-            if name == stage:
-                raise KeyboardInterrupt
-
-    return Interrupted
-
-
-def test_the_testbed_and_an_interruption(tmp_path, monkeypatch):
-    """An audit that was interrupted and resumed is the audit that was not, and nothing finished is done twice."""
+def test_the_testbed(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "cache"))
-    result = run("--methods", ARMS, *TESTBED, "--out", tmp_path / "whole")
+    result = run("--methods", ARMS, *TESTBED, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "whole" / "audit.json").read_text())
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["policies"].keys() == {"before RL", "after RL", "after RL, LoRA"}
     assert found["policies"]["before RL"]["left_out"].keys() == {"arca"}
     names = [row["name"] for row in found["policies"]["after RL, LoRA"]["rows"]]
@@ -74,29 +60,8 @@ def test_the_testbed_and_an_interruption(tmp_path, monkeypatch):
     } <= set(names)
     assert "expected time, from a short test" in result.output
     assert "first error" in result.output
-    assert (tmp_path / "whole" / "report.html").is_file()
-    assert not (tmp_path / "whole" / "parts").exists()
-
-    parted = ["--methods", ARMS, *TESTBED, "--out", tmp_path / "parted"]
-    monkeypatch.setattr(command, "Bars", interrupting("after RL: effects", before := []))
-    result = run(*parted)
-    assert result.exit_code == 130
-    assert f"--out {tmp_path / 'parted'} --resume" in result.output
-    assert not (tmp_path / "parted" / "audit.json").exists()
-    assert "exists" in run(*parted).output
-
-    # Without the cache: what is finished is in the folder.
-    monkeypatch.setenv("TOKENCREDIT_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(command, "Bars", interrupting(None, after := []))
-    result = run(*parted, "--resume")
-    assert result.exit_code == 0, result.output
-    assert set(before) & set(after) == {"after RL: effects", "before RL: reading", "before RL: scoring"}
-    assert after[-1] == "after RL, LoRA: scoring"
-    assert json.loads((tmp_path / "parted" / "audit.json").read_text()) == found
-
-    del after[:]
-    assert run(*parted, "--resume").exit_code == 0
-    assert not after, "a finished audit has nothing left to do"
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "out" / "parts").exists()
 
 
 def test_an_audit_of_traces_is_resumed(tmp_path, model, monkeypatch):
@@ -125,6 +90,8 @@ def test_an_audit_of_traces_is_resumed(tmp_path, model, monkeypatch):
     result = run(*words, "--out", folder, "--resume")
     assert result.exit_code == 0, result.output
     assert json.loads((folder / "audit.json").read_text()) == json.loads(Path("whole/audit.json").read_text())
+    monkeypatch.setattr(command.Bars, "stage", None)
+    assert run(*words, "--out", folder, "--resume").exit_code == 0, "a finished audit has nothing left to do"
 
 
 def test_an_audit_writes_into_no_folder_that_is_not_its_own(tmp_path, model, monkeypatch):
@@ -144,6 +111,9 @@ def test_an_audit_writes_into_no_folder_that_is_not_its_own(tmp_path, model, mon
     Path("out/mine").write_text("")
     assert run(*words, "--overwrite").exit_code == 0
     assert not Path("out/mine").exists()
+    Path("out/traces.jsonl").write_text(Path("mine.jsonl").read_text())
+    result = run(model, "--traces", "out/traces.jsonl", "--methods", "uniform", "--out", "out", "--overwrite")
+    assert "--overwrite would remove out/traces.jsonl" in " ".join(result.output.split())
     Path("mine.jsonl").write_text(json.dumps(ROWS[0]))
     assert "other settings (traces_sha256)" in run(*words, "--resume").output
 

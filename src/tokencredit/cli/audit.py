@@ -87,12 +87,13 @@ def audit(
         else:
             work = _Testbed(_testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples))
         config = work.config()
-        check_claim(folder, config, overwrite=overwrite, resume=resume)
+        claim: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "inputs": (model, traces)}
+        check_claim(folder, config, **claim)
         finished = _finished(folder) if resume else None
         if finished is None:
             with explained_interruption("Nothing has been audited yet."):
                 run = work.prepare()
-        claim_folder(folder, config, overwrite=overwrite, resume=resume)
+        claim_folder(folder, config, **claim)
     if finished is None:
         how = f"To go on, give the same command with\n  --out {folder} --resume"
         with explained_interruption(f"What is finished is kept in {folder}. {how}"), user_errors(), Bars() as bars:
