@@ -227,6 +227,7 @@ def test_numbers_are_never_cut_off(monkeypatch, capsys):
         (["--methods", ""], "at least one method"),
         (["--task", "nope"], "unknown task"),
         (["model"], "go together"),
+        (["--chat"], "are about --traces"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(words, message):

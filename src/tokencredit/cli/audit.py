@@ -82,6 +82,8 @@ def audit(
     with user_errors():
         if (model is None) != (traces is None):
             raise ValueError("MODEL and --traces go together; without both, the testbed is audited")
+        if traces is None and (chat or long_traces != "refuse"):
+            raise ValueError("--chat and --long-traces are about --traces: give them together with MODEL and --traces")
         if traces is not None and model is not None:
             work: _Work = _Traces(model, traces, methods, seed, chat, long_traces)
         else:
@@ -99,7 +101,7 @@ def audit(
         with explained_interruption(f"What is finished is kept in {folder}. {how}"), user_errors(), Bars() as bars:
             finished = {"config": config, **run(folder / _PARTS, bars)}
         write_text(folder / _AUDIT, json.dumps(finished, indent=1, allow_nan=False) + "\n")
-        shutil.rmtree(folder / _PARTS)
+        shutil.rmtree(folder / _PARTS, ignore_errors=True)
     print_audit(finished)
     say(f"written: {folder / _AUDIT}\nreport: {write_report(folder)}")
 
