@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +41,12 @@ class Score:
         over_trivial: its lead over the best of later, earlier, and step length.
         over_token: its lead over what it gives the same token on average in other problems' completions.
         informative: all three leads are above 0, interval and all. None for controls.
+        completions: how many of them the measure says something about. problems: how many different ones they answer.
     """
 
     estimate: Estimate
     completions: int
+    problems: int
     over_shuffled: Estimate | None = None
     over_trivial: Estimate | None = None
     over_token: Estimate | None = None
@@ -110,36 +111,95 @@ def audit(credits: Mapping[str, Tensor], rollouts: Rollouts, truth: Truth, *, se
     Raises:
         ValueError: shapes disagree, something is NaN, or there is no completion.
     """
-    mask = rollouts.completion_mask.cpu()
-    _check(credits, mask)
-    truth.check(rollouts)
-    group = torch.arange(len(mask)) if rollouts.group is None else rollouts.group.cpu()
-    scored = partial(_scored, mask=mask, truth=truth, counts=_resamples(group, seed), group=group)
-    sign = signs(truth)[:, None].double()
-    control = {name: scored([sign * weights], MEASURES) for name, weights in _controls(mask, truth).items()}
-    rows = []
-    for name, given in credits.items():
+    if not credits:
+        raise ValueError("name at least one method to audit")
+    scoring = Scoring.of(rollouts, truth, seed)
+    return scoring.audit(
+        credits, [row for name, credit in credits.items() for row in scoring.method_rows(name, credit)]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """Completions, what is known about them, and what every credit is compared with: `of` makes one.
+
+    Attributes:
+        group: (B,) long, the problem of each completion.
+        counts: (1 + R, B) float64, how often each completion counts, in the sample and in each resample.
+        control: name -> the figures of a control by each measure.
+    """
+
+    rollouts: Rollouts
+    truth: Truth
+    seed: int
+    mask: Tensor
+    group: Tensor
+    counts: Tensor
+    control: dict[str, dict[str, _Figure]]
+
+    @classmethod
+    def of(cls, rollouts: Rollouts, truth: Truth, seed: int = 0) -> Scoring:
+        """
+        Raises:
+            ValueError: the truth is about other rollouts, or there is no completion.
+        """
+        mask = rollouts.completion_mask.cpu()
+        if not mask.any():
+            raise ValueError("there is no completion with a token to audit credit on")
+        truth.check(rollouts)
+        group = torch.arange(len(mask)) if rollouts.group is None else rollouts.group.cpu()
+        scoring = cls(rollouts, truth, seed, mask, group, _resamples(group, seed), {})
+        for name, weights in _controls(mask, truth).items():
+            scoring.control[name] = scoring._scored([scoring._sign * weights], MEASURES)
+        return scoring
+
+    def method_rows(self, name: str, given: Tensor) -> list[AuditRow]:
+        """The row of a method's credit (B, T), and of the two controls that are made from its values."""
+        _check(name, given, self.mask)
         # In float32, as methods give it: equal credit in float64 may have unequal means.
-        credit = given.detach().cpu().float().double() * mask
-        generator = torch.Generator().manual_seed(seed)
-        own = scored([credit], MEASURES)
-        dealt = scored([controls.shuffled(credit, mask, generator) for _ in range(SHUFFLES)], MEASURES)
-        kind = scored([sign * controls.by_token(sign * credit, rollouts.completion_ids.cpu(), mask, group)], MEASURES)
+        credit = given.detach().cpu().float().double() * self.mask
+        generator = torch.Generator().manual_seed(self.seed)
+        own = self._scored([credit], MEASURES)
+        dealt = self._scored([controls.shuffled(credit, self.mask, generator) for _ in range(SHUFFLES)], MEASURES)
+        token_means = controls.by_token(self._sign * credit, self.rollouts.completion_ids.cpu(), self.mask, self.group)
+        kind = self._scored([self._sign * token_means], MEASURES)
         scores = {
-            measure: Score(
-                figure.estimate(),
-                int(figure.tells.sum()),
+            measure: figure.score(
                 over_shuffled=figure.lead(dealt[measure]),
-                over_trivial=figure.lead(max((control[way][measure] for way in _TRIVIAL), key=lambda f: f.values[0])),
+                over_trivial=figure.lead(self._best_trivial(measure)),
                 over_token=figure.lead(kind[measure]),
             )
             for measure, figure in own.items()
         }
-        rows.append(AuditRow(name, "method", scores, _plain(scored([credit], CONCENTRATION))))
-        rows.append(AuditRow(f"{name}, shuffled", "control", _plain(dealt), {}))
-        rows.append(AuditRow(f"{name}, by token", "control", _plain(kind), {}))
-    rows += [AuditRow(name, "control", _plain(figures), {}) for name, figures in control.items()]
-    return Audit(len(mask), int(truth.correct.sum()), rows, _agreement(credits, mask))
+        return [
+            AuditRow(name, "method", scores, _plain(self._scored([credit], CONCENTRATION))),
+            AuditRow(f"{name}, shuffled", "control", _plain(dealt), {}),
+            AuditRow(f"{name}, by token", "control", _plain(kind), {}),
+        ]
+
+    def audit(self, credits: Mapping[str, Tensor], method_rows: list[AuditRow]) -> Audit:
+        """All rows together, the controls last, and how far the methods agree."""
+        rows = [AuditRow(name, "control", _plain(figures), {}) for name, figures in self.control.items()]
+        correct = int(self.truth.correct.sum())
+        return Audit(len(self.mask), correct, [*method_rows, *rows], _agreement(credits, self.mask))
+
+    @property
+    def _sign(self) -> Tensor:
+        return signs(self.truth)[:, None].double()
+
+    def _best_trivial(self, measure: str) -> _Figure:
+        return max((self.control[way][measure] for way in _TRIVIAL), key=lambda figure: figure.values[0])
+
+    def _scored(self, credits: list[Tensor], measures: Mapping[str, Measure]) -> dict[str, _Figure]:
+        """The mean over several credits, by each measure that has anything to say."""
+        found = {}
+        for name, measure in measures.items():
+            statistics = [measure(credit, self.mask, self.truth) for credit in credits]
+            known = [s for s in statistics if s is not None and s.tells.any()]
+            if known:
+                values = torch.stack([statistic(self.counts) for statistic in known]).mean(0)
+                found[name] = _Figure(values, known[0].tells, self.group)
+        return found
 
 
 def _controls(mask: Tensor, truth: Truth) -> dict[str, Tensor]:
@@ -164,29 +224,22 @@ class _Figure:
     tells: Tensor
     group: Tensor
 
+    @property
+    def problems(self) -> int:
+        return len(self.group[self.tells].unique())
+
+    def score(self, **leads: Estimate) -> Score:
+        return Score(self.estimate(), int(self.tells.sum()), self.problems, **leads)
+
     def estimate(self) -> Estimate:
         resampled = self.values[1:][self.values[1:].isfinite()]
-        if len(self.group[self.tells].unique()) < FEWEST or len(resampled) == 0:
+        if self.problems < FEWEST or len(resampled) == 0:
             return Estimate(float(self.values[0]), None, None)
         low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
         return Estimate(float(self.values[0]), low, high)
 
     def lead(self, other: _Figure) -> Estimate:
         return _Figure(self.values - other.values, self.tells, self.group).estimate()
-
-
-def _scored(
-    credits: list[Tensor], measures: Mapping[str, Measure], mask: Tensor, truth: Truth, counts: Tensor, group: Tensor
-) -> dict[str, _Figure]:
-    """The mean over several credits, by each measure that has anything to say."""
-    found = {}
-    for name, measure in measures.items():
-        statistics = [measure(credit, mask, truth) for credit in credits]
-        known = [s for s in statistics if s is not None and s.tells.any()]
-        if known:
-            values = torch.stack([statistic(counts) for statistic in known]).mean(0)
-            found[name] = _Figure(values, known[0].tells, group)
-    return found
 
 
 def _resamples(group: Tensor, seed: int) -> Tensor:
@@ -202,7 +255,7 @@ def _resamples(group: Tensor, seed: int) -> Tensor:
 
 
 def _plain(figures: Mapping[str, _Figure]) -> dict[str, Score]:
-    return {name: Score(figure.estimate(), int(figure.tells.sum())) for name, figure in figures.items()}
+    return {name: figure.score() for name, figure in figures.items()}
 
 
 def _agreement(credits: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
@@ -217,13 +270,8 @@ def _agreement(credits: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[st
     return {name: {other: agree(a, b) for other, b in sizes.items()} for name, a in sizes.items()}
 
 
-def _check(credits: Mapping[str, Tensor], mask: Tensor) -> None:
-    if not mask.any():
-        raise ValueError("there is no completion with a token to audit credit on")
-    if not credits:
-        raise ValueError("name at least one method to audit")
-    for name, credit in credits.items():
-        if credit.shape != mask.shape:
-            raise ValueError(f"the credit of {name} must be {tuple(mask.shape)}; got {tuple(credit.shape)}")
-        if not torch.isfinite(credit).all():
-            raise ValueError(f"the credit of {name} is NaN or infinite")
+def _check(name: str, credit: Tensor, mask: Tensor) -> None:
+    if credit.shape != mask.shape:
+        raise ValueError(f"the credit of {name} must be {tuple(mask.shape)}; got {tuple(credit.shape)}")
+    if not torch.isfinite(credit).all():
+        raise ValueError(f"the credit of {name} is NaN or infinite")

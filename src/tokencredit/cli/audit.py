@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
 
-from tokencredit.cli.outputs import check_file, check_folder
-from tokencredit.cli.terminal import (
-    Bars,
-    console,
-    needed_packages,
-    offline_if_local,
-    quiet_libraries,
-    say,
-    user_errors,
-)
+from tokencredit.cli.outputs import Overwrite, Resume, check_claim, claim_folder, explained_interruption
+from tokencredit.cli.terminal import Bars, needed_packages, offline_if_local, quiet_libraries, say, user_errors
+from tokencredit.cli.trace_options import Chat, LongTraces
+from tokencredit.files import write_text
 
 if TYPE_CHECKING:
     from tokencredit.testbed.audit import TestbedAudit
 
-_GROUPS = {
-    "essential or redundant, in correct completions": {
-        "AUROC": "essential_auroc",
-        "step ranking": "step_ranking",
-        "read": "step_ranking_direct",
-        "not read": "step_ranking_indirect",
-    },
-    "first error, in wrong completions": {"AUROC": "error_auroc", "among results": "error_auroc_results"},
-    "first error, at the top of the blame": {
-        "hit@1": "error_hit_1",
-        "hit@5": "error_hit_5",
-        "1/rank": "error_reciprocal_rank",
-    },
-    "the policy's own values": {
-        "advantage": "advantage_signed",
-        "Pearson": "advantage_linear",
-        "its size": "advantage_size",
-        "replacement": "replacement",
-    },
-}
+_PARTS = "parts"
+"""The folder, within that of the audit, of what is finished. It is removed when all is."""
+_AUDIT = "audit.json"
+_BATCH_SIZE = 8
+Run = Callable[[Path, Bars], dict[str, Any]]
+"""From the folder for finished parts to `policies`, and what else audit.json is to say."""
 
 
 def audit(
@@ -75,9 +58,14 @@ def audit(
         int, typer.Option(min=1, help="Correct, and wrong, completions with Monte-Carlo values and replacements.")
     ] = 40,
     samples: Annotated[int, typer.Option(min=2, help="Continuations of each of their prefixes.")] = 16,
+    chat: Chat = False,
+    long_traces: LongTraces = "refuse",
     out: Annotated[
-        Path | None, typer.Option(help="A folder for audit.json and report.html.", show_default=False)
+        Path | None,
+        typer.Option(help="The folder of audit.json and report.html.", show_default="runs/audit-TIME"),
     ] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Score every method's credit against ground truth, beside controls that know nothing.
 
@@ -87,33 +75,41 @@ def audit(
     """
     offline_if_local(model)
     with needed_packages("quickstart"):
+        from tokencredit.cli.audit_tables import print_audit
         from tokencredit.report import write_report
     quiet_libraries()
+    folder = out or Path("runs") / f"audit-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
         if (model is None) != (traces is None):
             raise ValueError("MODEL and --traces go together; without both, the testbed is audited")
-        if out is not None:
-            check_folder(out)
-            check_file(out / "audit.json")
+        if traces is None and (chat or long_traces != "refuse"):
+            raise ValueError("--chat and --long-traces are about --traces: give them together with MODEL and --traces")
         if traces is not None and model is not None:
-            found = _of_traces(model, traces, methods, seed)
+            work: _Work = _Traces(model, traces, methods, seed, chat, long_traces)
         else:
-            asked = _testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples)
-    if traces is None:
-        found = _of_testbed(asked)
-    for name, policy in found["policies"].items():
-        console.print(f"[bold]{escape(name)}[/]: {_about(policy)}")
-        for title, columns in _GROUPS.items():
-            if any(measure in row["scores"] for row in policy["rows"] for measure in columns.values()):
-                console.print(_table(title, columns, policy["rows"]))
-        for left, why in policy["left_out"].items():
-            say(f"left out: {left}: {why}")
-        for sentence in (sentence for sentences in policy["notices"].values() for sentence in sentences):
-            say(f"notice: {sentence}")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "audit.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        say(f"written: {out / 'audit.json'}\nreport: {write_report(out)}")
+            work = _Testbed(_testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples))
+        config = work.config()
+        claim: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "inputs": (model, traces)}
+        check_claim(folder, config, **claim)
+        finished = _finished(folder) if resume else None
+        if finished is None:
+            with explained_interruption("Nothing has been audited yet."):
+                run = work.prepare()
+        claim_folder(folder, config, **claim)
+    if finished is None:
+        how = f"To go on, give the same command with\n  --out {folder} --resume"
+        with explained_interruption(f"What is finished is kept in {folder}. {how}"), user_errors(), Bars() as bars:
+            finished = {"config": config, **run(folder / _PARTS, bars)}
+        write_text(folder / _AUDIT, json.dumps(finished, indent=1, allow_nan=False) + "\n")
+        shutil.rmtree(folder / _PARTS, ignore_errors=True)
+    print_audit(finished)
+    say(f"written: {folder / _AUDIT}\nreport: {write_report(folder)}")
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The audit that is in the folder, if it is finished."""
+    file = folder / _AUDIT
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 def _testbed(
@@ -127,14 +123,13 @@ def _testbed(
     estimated: int,
     samples: int,
 ) -> TestbedAudit:
-    from tokencredit.methods.specs import split_specs
-    from tokencredit.testbed.arms import ALL_ARMS
+    from tokencredit.methods.specs import expand_specs
     from tokencredit.testbed.audit import TestbedAudit
     from tokencredit.testbed.training import Budget
     from tokencredit.testbed.warmup import recipe_for
 
     return TestbedAudit(
-        arms=ALL_ARMS if methods == "all" else split_specs(methods),
+        arms=expand_specs(methods),
         task=task,
         level=level,
         seed=seed,
@@ -146,69 +141,96 @@ def _testbed(
     )
 
 
-def _of_testbed(asked: TestbedAudit) -> dict[str, Any]:
-    from tokencredit.testbed.audit import run_audit
+class _Work(Protocol):
+    """An audit that is to be done."""
 
-    with Bars() as progress:
-        return run_audit(asked, progress)
+    def config(self) -> dict[str, Any]:
+        """Its settings, JSON-ready. Raises a ValueError where they make no sense."""
+        ...
+
+    def prepare(self) -> Run:
+        """Check the rest of the input. Raises a ValueError that says what is wrong with it."""
+        ...
 
 
-def _of_traces(model: str, path: Path, given: str, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Testbed:
+    audit: TestbedAudit
+
+    def config(self) -> dict[str, Any]:
+        return self.audit.as_config()
+
+    def prepare(self) -> Run:
+        from tokencredit.testbed.audit import run_audit
+
+        return lambda parts, bars: {"policies": run_audit(self.audit, bars, parts)["policies"]}
+
+
+@dataclass(frozen=True)
+class _Traces:
     """The methods that need nothing but the model, or those that are named, on a user's completions."""
-    from tokencredit import method
-    from tokencredit.audit.policies import audit_policy
-    from tokencredit.audit.traces import load_traces
-    from tokencredit.cli.models import load_policy
-    from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, split_specs
-    from tokencredit.testbed.arms import ALL_ARMS
 
-    specs = ALL_ARMS if given == "all" else split_specs(given)
-    check_specs(specs)
-    without = {spec: "name its heads: attnpo:heads=heads.json" for spec in specs if needs_heads(*parse_spec(spec))}
-    policy, tokenizer = load_policy(model)
-    rollouts, truth, _ = load_traces(path, tokenizer)
-    built = {
-        spec: method(name, **params) for spec in specs if spec not in without for name, params in [parse_spec(spec)]
-    }
-    found = audit_policy(policy, tokenizer, built, rollouts, truth, batch_size=8, seed=seed)
-    found["left_out"] |= without
-    return {"config": {"command": "audit", "model": model, "traces": str(path)}, "policies": {model: found}}
+    model: str
+    path: Path
+    methods: str
+    seed: int
+    chat: bool
+    long_traces: str
 
+    def config(self) -> dict[str, Any]:
+        """With what a head file holds, and a digest of the traces: an audit is not continued on other ones."""
+        from tokencredit.long_traces import check_rule
+        from tokencredit.methods.specs import build_specs
 
-def _about(policy: dict[str, Any]) -> str:
-    told = f"{policy['completions']} completions, {policy['correct']} correct"
-    if "accuracy" in policy:
-        told += f", greedy accuracy {policy['accuracy']['value']:.3f}"
-    if "values" in policy:
-        values = policy["values"]
-        if (attainable := values["ceilings"][-1]["attainable"]) is not None:
-            told += f"; an exact advantage would reach at most {attainable:.2f} against {values['samples']} samples"
-    return told
+        check_rule(self.long_traces)
+        built, _ = build_specs(self.methods)
+        parameters = {spec: json.loads(json.dumps(vars(method), default=str)) for spec, method in built.items()}
+        return {
+            "command": "audit",
+            "tokencredit": version("tokencredit"),
+            "model": self.model,
+            "traces": str(self.path),
+            "traces_sha256": sha256(self.path.read_bytes()).hexdigest(),
+            "methods": parameters,
+            "seed": self.seed,
+            "chat": self.chat,
+            "long_traces": self.long_traces,
+        }
 
+    def prepare(self) -> Run:
+        from tokencredit.audit.parts import Parts
+        from tokencredit.audit.policies import PART_TYPES, audit_policy, check_auditable
+        from tokencredit.audit.traces import load_traces
+        from tokencredit.cli.models import load_policy
+        from tokencredit.long_traces import context_of
+        from tokencredit.methods.specs import build_specs
+        from tokencredit.signals import model_signature
 
-def _table(title: str, columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
-    """Methods first, then the controls; of those made from a method's own values only what the stars say."""
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("credit", no_wrap=True)
-    shown = {name: measure for name, measure in columns.items() if any(measure in row["scores"] for row in rows)}
-    for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
-    kept = [row for row in rows if not row["name"].endswith((", shuffled", ", by token"))]
-    for row in sorted(kept, key=lambda row: row["kind"] != "method"):
-        style = None if row["kind"] == "method" else "dim"
-        cells = [_cell(row["scores"].get(measure)) for measure in shown.values()]
-        table.add_row(escape(row["name"]), *cells, style=style)
-    return table
+        built, without = build_specs(self.methods)
+        policy, tokenizer = load_policy(self.model)
+        context = context_of(policy.config)
+        found = load_traces(self.path, tokenizer, chat=self.chat, context=context, long_traces=self.long_traces)
+        check_auditable(built, policy, found.rollouts, found.truth)
+        for note in found.long.notes:
+            say(note)
 
+        def run(parts: Path, bars: Bars) -> dict[str, Any]:
+            kept = Parts(parts, PART_TYPES)
+            signature = model_signature(policy)
+            if kept.value("model", lambda: signature) != signature:
+                raise ValueError(f"{self.model} is another model than when the audit was begun: choose another --out")
+            audited = audit_policy(
+                policy,
+                tokenizer,
+                built,
+                found.rollouts,
+                found.truth,
+                batch_size=_BATCH_SIZE,
+                seed=self.seed,
+                kept=kept,
+                progress=bars,
+            )
+            audited["left_out"] |= without
+            return {"long_traces": found.long.as_json(), "policies": {self.model: audited}}
 
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return ""
-    estimate, star = score["estimate"], "*" if score["informative"] else " "
-    if estimate["low"] is None:
-        return f"{_short(estimate['value'])}{star}"
-    return escape(f"{_short(estimate['value'])} [{_short(estimate['low'])},{_short(estimate['high'])}]") + star
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1)
+        return run

@@ -35,12 +35,23 @@ def build_arm(
         ValueError: an unknown method or parameter, or a value out of range.
     """
     name, params = parse_spec(spec)
-    if needs_heads(name, params):
-        found = labelled_completions(checkpoint, build_tokenizer(), task, training[:300])
-        ranks = rank_heads(checkpoint, *found)
-        on_heads(ranks)
-        params["heads"] = tuple((r.layer, r.head) for r in ranks[:KEY_FOCUS_HEADS])
-    return method(name, **params)
+    if not needs_heads(name, params):
+        return method(name, **params)
+    ranks = ranked_heads(checkpoint, task, training)
+    on_heads(ranks)
+    return arm_with_heads(spec, ranks)
+
+
+def ranked_heads(checkpoint: nn.Module, task: Task, training: Sequence[Problem]) -> list[HeadRank]:
+    """All heads of a policy, best first, by its completions of the first 300 training problems."""
+    return rank_heads(checkpoint, *labelled_completions(checkpoint, build_tokenizer(), task, training[:300]))
+
+
+def arm_with_heads(spec: str, ranks: Sequence[HeadRank]) -> Method:
+    """The method that `spec` names, with the best of these heads where it needs any."""
+    name, params = parse_spec(spec)
+    heads = tuple((rank.layer, rank.head) for rank in ranks[:KEY_FOCUS_HEADS])
+    return method(name, **params, **({"heads": heads} if needs_heads(name, params) else {}))
 
 
 def heads_in_words(ranks: Sequence[HeadRank]) -> str:

@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForTokenClassification
 
 from tokencredit.audit.audit import audit
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, NoiseCeiling, noise_ceilings
-from tokencredit.audit.policies import audit_policy
+from tokencredit.audit.parts import Parts
+from tokencredit.audit.policies import PART_TYPES, audit_policy
+from tokencredit.audit.progress import Progress, duration_in_words
 from tokencredit.audit.truth import Truth
-from tokencredit.files import replacing_directory
 from tokencredit.head_files import HeadRank
-from tokencredit.methods import Method, method
-from tokencredit.methods.specs import check_specs, sketch
+from tokencredit.methods import Method
+from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, sketch
 from tokencredit.rollouts import Rollouts
-from tokencredit.testbed.arms import ALL_ARMS, build_arm, heads_in_words
-from tokencredit.testbed.audited import estimated, sample_audited
-from tokencredit.testbed.evaluate import evaluate
+from tokencredit.testbed.arms import ALL_ARMS, arm_with_heads, heads_in_words, ranked_heads
+from tokencredit.testbed.audit_policies import (
+    POLICIES,
+    REWARD_MODEL,
+    loaded,
+    model_part,
+    policy_named,
+    reward_model,
+    slug,
+    warmed_up,
+)
+from tokencredit.testbed.audit_time import expected_seconds
+from tokencredit.testbed.audited import Audited, audited_problems, estimated, sample_audited
+from tokencredit.testbed.evaluate import Accuracy, evaluate
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.problems import generate_problems
-from tokencredit.testbed.quickstart import Progress
-from tokencredit.testbed.reward_model import RewardTraining, process_reward_model
+from tokencredit.testbed.reward_model import RewardTraining
 from tokencredit.testbed.tasks import Problem, Task, task
-from tokencredit.testbed.training import Budget, train
-from tokencredit.testbed.warmup import WarmUp, cache_folder, fingerprint, warmed_up_policy
+from tokencredit.testbed.training import Budget
+from tokencredit.testbed.warmup import WarmUp
 
 TRAINING_PROBLEMS = 4000
-POLICIES = ("before RL", "after RL", "after RL, LoRA")
 COUNTERFACTUAL = "replacement effect"
 
 
 @dataclass(frozen=True)
 class TestbedAudit:
-    """What an audit is asked.
+    """The settings of an audit.
 
     Attributes:
         arms: credit methods, as `parse_spec` reads them.
@@ -71,61 +79,77 @@ class TestbedAudit:
     def build_task(self) -> Task:
         return task(self.task, level=self.level)
 
+    def as_config(self) -> dict[str, Any]:
+        """JSON-ready, with the version of the library."""
+        return {"command": "audit", "tokencredit": version("tokencredit"), **asdict(self)}
 
-def run_audit(asked: TestbedAudit, progress: Progress) -> dict[str, Any]:
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The names of the policies that are audited; the one with an adapter alone, where every method reads one."""
+        return POLICIES[-1:] if all(sketch(spec).needs.adapter for spec in self.arms) else POLICIES
+
+    @property
+    def reads_reward_model(self) -> bool:
+        return any(sketch(spec).needs.reward for spec in self.arms)
+
+    @property
+    def finds_heads(self) -> bool:
+        return any(needs_heads(*parse_spec(spec)) for spec in self.arms)
+
+
+def run_audit(asked: TestbedAudit, progress: Progress, folder: Path | None = None) -> dict[str, Any]:
     """Audit of the warmed-up policy and of two that were trained from it with uniform credit, JSON-ready.
 
     One of the two was trained in full, one by a LoRA adapter, for the methods that read one.
+
+    Args:
+        folder: where finished parts are kept, each once it is done. A second call with the same settings and folder
+            does not repeat them, and returns what the first would have returned.
     """
+    kept = parts_in(folder)
+    progress.message(
+        f"expected time, from a short test on this machine: {duration_in_words(expected_seconds(asked, kept))}"
+    )
     chosen = asked.build_task()
     training = generate_problems(chosen, TRAINING_PROBLEMS, held_out=False, seed=asked.seed)
-    progress.stage("warm-up", asked.warm_up.steps)
-    checkpoint, _ = warmed_up_policy(chosen, asked.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}"))
-    progress.advance(asked.warm_up.steps)
+    checkpoint = kept.model(model_part("before RL"), partial(warmed_up, asked, progress), loaded)
     scorer = None
-    if any(sketch(spec).needs.reward for spec in asked.arms):
-        progress.stage("reward model", asked.reward_training.steps)
-        scorer = process_reward_model(
-            chosen, asked.warm_up, checkpoint, build_tokenizer(), asked.reward_training, progress.advance
-        )
-        progress.advance(asked.reward_training.steps)
+    if asked.reads_reward_model:
+        make = partial(reward_model, asked, checkpoint, progress)
+        scorer = kept.model(REWARD_MODEL, make, lambda path: Qwen3ForTokenClassification.from_pretrained(path).eval())
     found = {}
-    adapted = all(sketch(spec).needs.adapter for spec in asked.arms)
-    for name in POLICIES[-1:] if adapted else POLICIES:
-        policy = _policy(name, asked, checkpoint, training, progress)
-        methods, ranks = _methods(asked, policy, training)
+    for name in asked.policies:
+        policy = policy_named(name, asked, checkpoint, training, kept, progress)
+        of_policy = kept.within(slug(name))
+        ranks = of_policy.value("heads", partial(ranked_heads, policy, chosen, training)) if asked.finds_heads else []
         if ranks:
             progress.message(heads_in_words(ranks))
-        found[name] = _audited(asked, policy, methods, scorer, _stage(progress, f"values {name}"))
+        methods = {spec: arm_with_heads(spec, ranks) for spec in asked.arms}
+        found[name] = _audited(asked, name, policy, methods, scorer, of_policy, progress)
         found[name]["heads"] = [rank._asdict() for rank in ranks]
-    config = {"command": "audit", "tokencredit": version("tokencredit"), **asdict(asked)}
-    return {"config": config, "policies": found}
+    return {"config": asked.as_config(), "policies": found}
 
 
-def _methods(
-    asked: TestbedAudit, policy: nn.Module, training: Sequence[Problem]
-) -> tuple[dict[str, Method], list[HeadRank]]:
-    """The arms, and the policy's heads, best first, where an arm needs them."""
-    ranks: list[HeadRank] = []
-
-    def on_heads(found: list[HeadRank]) -> None:
-        ranks[:] = found
-
-    return {spec: build_arm(spec, policy, asked.build_task(), training, on_heads) for spec in asked.arms}, ranks
+def parts_in(folder: Path | None) -> Parts:
+    """The finished parts of an audit of the testbed in that folder."""
+    return Parts(folder, (*PART_TYPES, Accuracy, HeadRank, MonteCarloAdvantage, Rollouts, Truth))
 
 
 def _audited(
     asked: TestbedAudit,
+    name: str,
     policy: nn.Module,
     methods: Mapping[str, Method],
     scorer: nn.Module | None,
-    on_progress: Callable[[int, int], None],
+    kept: Parts,
+    progress: Progress,
 ) -> dict[str, Any]:
     """One policy: its accuracy, its completions with what is known about them, and the methods' scores there."""
-    chosen, tokenizer = asked.build_task(), build_tokenizer()
-    held_out = generate_problems(chosen, asked.evaluation_problems, held_out=True, seed=asked.seed)
-    asked_of, seed = held_out[: asked.problems], asked.seed
-    audited = sample_audited(policy, tokenizer, chosen, asked_of, group_size=asked.group_size, seed=seed)
+    chosen, tokenizer, seed = asked.build_task(), build_tokenizer(), asked.seed
+    held_out = generate_problems(chosen, asked.evaluation_problems, held_out=True, seed=seed)
+    accuracy = kept.value("accuracy", lambda: evaluate(policy, tokenizer, chosen, held_out, seed=seed))
+    completions = kept.value("completions", lambda: _completions(asked, policy, held_out))
+    audited = Audited(completions[0], audited_problems(held_out[: asked.problems], asked.group_size), completions[1])
     audited, (rows, estimate) = estimated(
         audited,
         policy,
@@ -134,17 +158,42 @@ def _audited(
         completions=asked.estimated,
         samples=asked.samples,
         seed=seed,
-        on_progress=on_progress,
+        kept=kept,
+        on_values=_stage(progress, f"{name}: values"),
+        on_effects=_stage(progress, f"{name}: effects"),
     )
     rollouts, truth = audited.rollouts, audited.truth
-    found = audit_policy(policy, tokenizer, methods, rollouts, truth, reward_model=scorer, seed=seed)
+    found = audit_policy(
+        policy,
+        tokenizer,
+        methods,
+        rollouts,
+        truth,
+        reward_model=scorer,
+        seed=seed,
+        kept=kept,
+        progress=progress,
+        title=f"{name}: ",
+    )
     found["rows"].append(_counterfactual(rollouts.rows(rows), truth.rows(rows), seed))
     return {
-        "accuracy": asdict(evaluate(policy, tokenizer, chosen, held_out, seed=seed)),
+        "accuracy": asdict(accuracy),
         "tokens": float(rollouts.lengths.double().mean()),
         "values": _values_as_json(estimate),
         **found,
     }
+
+
+def _completions(asked: TestbedAudit, policy: nn.Module, held_out: Sequence[Problem]) -> tuple[Rollouts, Truth]:
+    audited = sample_audited(
+        policy,
+        build_tokenizer(),
+        asked.build_task(),
+        held_out[: asked.problems],
+        group_size=asked.group_size,
+        seed=asked.seed,
+    )
+    return audited.rollouts, audited.truth
 
 
 def _counterfactual(rollouts: Rollouts, truth: Truth, seed: int) -> dict[str, Any]:
@@ -156,37 +205,6 @@ def _counterfactual(rollouts: Rollouts, truth: Truth, seed: int) -> dict[str, An
     (row, *_) = audit({COUNTERFACTUAL: truth.effect}, rollouts, truth, seed=seed).as_json()["rows"]
     row["scores"].pop("replacement", None)
     return {**row, "kind": "control"}
-
-
-def _policy(
-    name: str, asked: TestbedAudit, checkpoint: Qwen3ForCausalLM, training: Sequence[Problem], progress: Progress
-) -> nn.Module:
-    """The policy of that name, trained now or from the cache."""
-    if name == "before RL":
-        return checkpoint
-    lora = name.endswith("LoRA")
-    key = fingerprint(asked.build_task(), asked.warm_up, extra=["trained", asdict(asked.budget), asked.seed, lora])
-    folder = cache_folder() / f"trained-{asked.task}-{key}"
-    if not folder.is_dir():
-        progress.stage(name, asked.budget.steps)
-        with tempfile.TemporaryDirectory(prefix="tokencredit-") as scratch:
-            trained = train(
-                checkpoint,
-                build_tokenizer(),
-                asked.build_task(),
-                method("uniform"),
-                training,
-                [],
-                asked.budget,
-                Path(scratch),
-                lambda row: progress.advance(row["step"], f"reward {row['reward']:.2f}"),
-                lora=lora,
-            )
-        with replacing_directory(folder) as partial:
-            trained.policy.save_pretrained(partial)  # type: ignore[operator]
-    if lora:
-        return PeftModel.from_pretrained(copy.deepcopy(checkpoint), folder).eval()
-    return Qwen3ForCausalLM.from_pretrained(folder).eval()
 
 
 def _values_as_json(estimate: MonteCarloAdvantage) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokencredit.audit import Truth
 from tokencredit.audit.counterfactual import replacement_effect
 from tokencredit.audit.monte_carlo import MonteCarloAdvantage, monte_carlo_advantage
+from tokencredit.audit.parts import Parts
 from tokencredit.labelled import padded_right
 from tokencredit.rollouts import Rollouts
 from tokencredit.steps import TokenPieces, find_spans
@@ -51,7 +52,7 @@ def sample_audited(
     A step that is said twice has no label: either of the two would do for the answer. Nor has filler, which any credit
     for working something out would tell apart.
     """
-    asked = [p for p in problems for _ in range(group_size)]
+    asked = audited_problems(problems, group_size)
     rollouts = sample(policy, tokenizer, [p.prompt for p in asked], max_new_tokens=task.max_new_tokens, seed=seed)
     pieces_of = TokenPieces(tokenizer)
     labels: list[TokenLabels] = []
@@ -95,6 +96,11 @@ def sample_audited(
     return Audited(marked, asked, truth)
 
 
+def audited_problems(problems: Sequence[Problem], group_size: int) -> list[Problem]:
+    """The problem of each completion that `sample_audited` samples."""
+    return [problem for problem in problems for _ in range(group_size)]
+
+
 def result_tokens(pieces: Sequence[str], step_index: Sequence[int]) -> list[bool]:
     """Which tokens state what their step comes to: those behind its last "=", but for the ";"."""
     found = [False] * len(pieces)
@@ -116,13 +122,20 @@ def estimated(
     completions: int = 40,
     samples: int = 16,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    kept: Parts | None = None,
+    on_values: Callable[[int, int], None] = lambda done, total: None,
+    on_effects: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Audited, Estimated]:
     """With Monte-Carlo advantages and replacement effects of some correct completions and as many wrong ones.
 
     The others have neither, and no measure counts them there.
+
+    Args:
+        kept: where both are kept.
+        on_values: told how many of the continuations for the advantages are done, and of how many. on_effects: the
+            same for the effects.
     """
-    correct = audited.truth.correct
+    correct, kept = audited.truth.correct, kept or Parts()
     generator = torch.Generator().manual_seed(seed)
     drawn = [_drawn(kind, completions, generator) for kind in (correct, ~correct)]
     chosen = torch.cat(drawn).sort().values
@@ -138,8 +151,11 @@ def estimated(
         "pad_token_id": tokenizer.pad_token_id,
         "seed": seed,
     }
-    estimate = monte_carlo_advantage(policy, part, success, samples=samples, on_progress=on_progress, **asked)
-    effect = replacement_effect(policy, part, success, **asked)
+    estimate = kept.value(
+        "values",
+        lambda: monte_carlo_advantage(policy, part, success, samples=samples, on_progress=on_values, **asked),
+    )
+    effect = kept.value("effects", lambda: replacement_effect(policy, part, success, on_progress=on_effects, **asked))
     advantage, effects = (torch.zeros(audited.rollouts.completion_mask.shape) for _ in range(2))
     advantage[chosen], effects[chosen] = estimate.advantage, effect
     found = replace(audited, truth=replace(audited.truth, advantage=advantage, effect=effects))

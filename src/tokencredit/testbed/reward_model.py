@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -74,7 +75,7 @@ def process_reward_model(
         on_step: called with the number of steps done.
     """
     recipe = recipe or RewardTraining()
-    folder = cache_folder() / f"reward-{task.name}-{fingerprint(task, warm_up, extra=asdict(recipe))}"
+    folder = reward_model_folder(task, warm_up, recipe)
     if (folder / "model.safetensors").is_file():
         return Qwen3ForTokenClassification.from_pretrained(folder)
     model = _fresh(policy, recipe.seed)
@@ -84,6 +85,11 @@ def process_reward_model(
     with replacing_directory(folder) as partial:
         model.save_pretrained(partial)
     return model
+
+
+def reward_model_folder(task: Task, warm_up: WarmUp, recipe: RewardTraining) -> Path:
+    """Where the cache has the reward model of this training."""
+    return cache_folder() / f"reward-{task.name}-{fingerprint(task, warm_up, extra=asdict(recipe))}"
 
 
 def step_quality(

@@ -76,7 +76,7 @@ def warmed_up_policy(
     Args:
         on_step: called with the number of steps done and the loss.
     """
-    folder = cache_folder() / f"warmup-{task.name}-{fingerprint(task, recipe)}"
+    folder = warm_up_folder(task, recipe)
     if (folder / "model.safetensors").is_file():
         return Qwen3ForCausalLM.from_pretrained(folder), True
     policy = _train(task, recipe, on_step)
@@ -84,6 +84,11 @@ def warmed_up_policy(
     with replacing_directory(folder) as partial:
         policy.save_pretrained(partial)
     return policy, False
+
+
+def warm_up_folder(task: Task, recipe: WarmUp) -> Path:
+    """Where the cache has the policy after this warm-up."""
+    return cache_folder() / f"warmup-{task.name}-{fingerprint(task, recipe)}"
 
 
 def fingerprint(task: Task, recipe: WarmUp, extra: Any = None) -> str:
