@@ -249,16 +249,25 @@ def reward_models(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def credit_of(case: Case, policy: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Field -> float32: advantages, and weights or bonus, (B, T); and the diagnostics, (B,), each under its name."""
-    options = dict(case.options)
+    """The credit of a case on the rollouts of this module, see `fields_of`."""
+    given: dict[str, Any] = {}
     if case.reference:
-        options["reference_model"] = reference_policy(dtype)
+        given["reference_model"] = reference_policy(dtype)
     if case.reward is not None:
-        options["reward_model"] = reward_models(dtype)[case.reward]
+        given["reward_model"] = reward_models(dtype)[case.reward]
     batch = textual() if case.reward in ("process with separator", "another tokenizer") else rollouts()
+    return fields_of(case, policy, batch, **given)
+
+
+def fields_of(case: Case, policy: nn.Module, batch: tc.Rollouts, **given: Any) -> dict[str, Tensor]:
+    """Field -> float32: advantages, and weights or bonus, (B, T); and the diagnostics, (B,), each under its name.
+
+    Args:
+        given: further arguments of `tc.assign`, beside the case's own.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of completions that a method leaves uniform, which some here are meant to be
-        credit = tc.assign(policy, batch, tc.method(case.method, **case.params), **options)
+        credit = tc.assign(policy, batch, tc.method(case.method, **case.params), **case.options, **given)
     spread = {"weights": credit.weights, "bonus": credit.bonus}
     fields = {"advantages": credit.advantages, **{name: value for name, value in spread.items() if value is not None}}
     return fields | {f"diagnostic {name}": value for name, value in credit.diagnostics.items()}
@@ -279,4 +288,4 @@ def recorded(model: str, dtype: torch.dtype | None = None, *, everything: bool =
             yield f"{model} | {case.name} | {name}", value.contiguous()
 
 
-__all__ = ["NAMES", "Case", "cases_of", "credit_of", "recorded", "rollouts"]
+__all__ = ["NAMES", "Case", "cases_of", "credit_of", "fields_of", "recorded", "rollouts"]

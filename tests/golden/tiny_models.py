@@ -7,6 +7,7 @@ from integers of a seeded generator, in the sorted order of names. The configura
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
@@ -66,7 +67,8 @@ ARCHITECTURES = {
     "Cohere": {"logit_scale": 1.0},
     "Granite": {"logits_scaling": 1.5, "attention_multiplier": 0.5, "residual_multiplier": 0.5},
 }
-"""Full attention, sliding windows, softcaps, sinks, hybrids with linear attention or convolutions, chunks, logit scales.
+"""Full attention, sliding windows, softcaps, sinks, hybrids with linear attention or convolutions, chunks, and logits
+that are scaled.
 
 Qwen3Next and Lfm2 have attention in their second and fourth layer only.
 """
@@ -108,10 +110,13 @@ def filled(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def fill(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> None:
+def fill(parameters: Iterable[tuple[str, nn.Parameter]], seed: int, scale: float = 0.3) -> None:
     """Overwrite parameters with numbers that attention is far from uniform under.
 
     Norms keep the constant that they start from (1, or 0 where the model adds 1 itself), up to a tenth.
+
+    Args:
+        scale: of matrices.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(parameters, key=lambda pair: pair[0]):
@@ -120,7 +125,7 @@ def fill(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> None:
             if "norm" in name.lower():
                 parameter.copy_(parameter.flatten()[0].round() + 0.1 * noise)
             else:
-                parameter.copy_((0.3 if parameter.ndim > 1 else 1.0) * noise)
+                parameter.copy_((scale if parameter.ndim > 1 else 1.0) * noise)
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -160,3 +165,27 @@ def trained_policy() -> nn.Module:
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)
     return model
+
+
+def adapted(policy: nn.Module) -> nn.Module:
+    """The policy with a LoRA adapter that changes nothing yet, as at the start of a run.
+
+    Its A matrices do not come from torch's initialisation, and its B matrices are 0.
+    """
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+    policy = get_peft_model(policy, adapter)
+    fill(((name, p) for name, p in policy.named_parameters() if "lora_A" in name), seed=1)
+    return policy
+
+
+def hashed(model: nn.Module) -> str:
+    """SHA-256 of all parameters, by name."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+        digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def norm(model: nn.Module) -> float:
+    """Of all parameters."""
+    return sum(float(p.detach().double().square().sum()) for p in model.parameters()) ** 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from dataclasses import dataclass, field
@@ -10,8 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from tiny_models import SYMBOLS, fill, reward_classifier, trained_policy, word_tokenizer
+from tiny_models import SYMBOLS, adapted, hashed, norm, reward_classifier, trained_policy, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -89,14 +87,6 @@ def reward(completions, **_):
     return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
 
 
-def adapted(policy: nn.Module) -> nn.Module:
-    """The policy with a LoRA adapter that changes nothing yet, as at the start of a run."""
-    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
-    policy = get_peft_model(policy, adapter)
-    fill(((name, p) for name, p in policy.named_parameters() if "lora_A" in name), seed=1)
-    return policy
-
-
 class Norms(TrainerCallback):
     """Keeps the norm of all parameters after each step."""
 
@@ -104,7 +94,7 @@ class Norms(TrainerCallback):
         self.values: list[float] = []
 
     def on_step_end(self, args, state, control, model=None, **_):
-        self.values.append(sum(float(p.detach().double().square().sum()) for p in model.parameters()) ** 0.5)
+        self.values.append(norm(model))
 
 
 TIMES = ("credit/seconds", "credit/share_of_step")
@@ -169,10 +159,3 @@ def _trainer(run: Run, steps: int, folder: str) -> CreditGRPOTrainer:
         processing_class=word_tokenizer(),
         **given,
     )
-
-
-def hashed(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
-        digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
