@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from tiny_models import SYMBOLS, adapted, hashed, norm, reward_classifier, trained_policy, word_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
 
@@ -110,6 +110,7 @@ def recorded(run: Run, steps: int = 5) -> dict[str, list[float] | str]:
         warnings.simplefilter("ignore")
         trainer = _trainer(run, steps, folder)
         trainer.add_callback(norms)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     logged = [row for row in trainer.state.log_history if "loss" in row]
     assert len(logged) == len(norms.values) == steps
