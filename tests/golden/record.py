@@ -36,12 +36,15 @@ def credit(dtype: torch.dtype | None, everything: bool) -> dict[str, Tensor]:
     return found
 
 
-def trl(steps: int) -> dict[str, dict[str, list[float] | str]]:
+def trl(steps: int, out: Path | None) -> dict[str, dict[str, list[float] | str]]:
+    """Written after each run, so that an interruption loses none of those before it."""
     import trl_runs
 
-    found = {}
+    found: dict[str, dict[str, list[float] | str]] = {}
     for run in trl_runs.RUNS:
         found[run.name] = trl_runs.recorded(run, steps)
+        if out is not None:
+            write_runs(out, found)
         print(run.name, file=sys.stderr, flush=True)
     return found
 
@@ -80,10 +83,7 @@ def main() -> int:
     if given.compare and len(given.compare) == 2:
         after = read(given.compare[1])
     elif given.trl:
-        runs = trl(given.steps)
-        after = flat(runs)
-        if given.out or not given.compare:
-            write_runs(given.out or TRL, runs)
+        after = flat(trl(given.steps, given.out or (None if given.compare else TRL)))
     else:
         dtype = getattr(torch, given.dtype) if given.dtype else None
         after = smollm2(dtype or torch.float32, given.model) if given.smollm2 else credit(dtype, given.everything)

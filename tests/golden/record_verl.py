@@ -30,10 +30,11 @@ import torch
 from engines import batch_of, engine, log_prob_pass, nested
 from golden_files import VERL, flat, read, report, write_runs
 from tiny_models import SPECIAL, SYMBOLS, adapted, hashed, norm, trained_policy, word_tokenizer
+from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding
 
 import tokencredit as tc
-from tokencredit.trainers.verl.fields import marked, shipped, unpack
+from tokencredit.trainers.verl.fields import ASKED, Asked, marked, shipped, unpack
 
 STEPS = 5
 OUTCOME = torch.tensor([1.0, -1.0, 0.5, -0.5])
@@ -101,13 +102,13 @@ def credit_of(worker: Any, run: Run, batch: tc.Rollouts, step: int) -> tuple[tc.
     method = tc.method(run.method, **run.params)
     fields: dict[str, Any] = {}
     if names := shipped(method):
-        data = batch_of(batch, **run.layout)
-        fields = dict(log_prob_pass(worker, data, method, step=step))
-        if run.lora:
-            fields |= dict(log_prob_pass(worker, data, method, reference=True, step=step))
+        for reference in (False, True) if run.lora else (False,):
+            data = batch_of(batch, **run.layout)
+            tu.assign_non_tensor(data, **{ASKED: Asked(method, "newline", "</think>", reference, step=step)})
+            fields |= dict(log_prob_pass(worker, data))
         batch = marked(batch, fields)
     else:
-        batch = tc.mark_spans(batch, word_tokenizer())
+        batch = tc.mark_spans(batch, word_tokenizer(), "newline")
     return unpack(method, batch, OUTCOME, fields, step), sorted(names)
 
 
