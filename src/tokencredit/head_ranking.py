@@ -95,7 +95,7 @@ class StepPairs:
 
 
 def above_chance(found: HeldOut) -> bool:
-    """The interval lies above chance; where all prompts have the same accuracy and so no interval, this accuracy does."""
+    """The interval lies above chance, or, where there is none since all prompts are equal, their accuracy does."""
     if found.low is None:
         return found.prompts >= FEWEST and found.sra > CHANCE
     return found.low > CHANCE

@@ -75,7 +75,8 @@ def mark_spans(
 
     Args:
         tokenizer: the transformers tokenizer of the completions.
-        splitter: "phrases", "newline", "paragraph", "sentence", or a function from text to the offsets where steps start.
+        splitter: "phrases", "newline", "paragraph", "sentence", or a function from text to the offsets where steps
+            start.
         answer: "auto"; "end_of_reasoning", for nothing else than the text behind it; or a regular expression, at whose
             last match the answer starts, wherever `end_of_reasoning` stands. A token that holds the end of the
             reasoning and the start of the `\\boxed{` or of the match belongs to the answer.
