@@ -212,7 +212,7 @@ def test_traces_longer_than_the_context(models):
     content = json.loads(config.read_text())
     write(
         models / "plain.jsonl",
-        [plain(n, reward=1.0) for n in range(4)] + [plain(4, reward=1.0) | {"completion": "1" * 90}],
+        [plain(n, reward=1.0) for n in range(4)] + [plain(4, reward=1.0) | {"completion": "1" * 300}],
     )
     config.write_text(json.dumps({**content, "max_position_embeddings": 60}))
     result = run(*by_ablation(models, *FEW))
