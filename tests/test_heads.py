@@ -97,11 +97,10 @@ def test_ties_pairs_and_order_are_counted_by_completion():
     policy = tiny_policy()
     found = order_steps(policy, ROLLOUTS, ESSENTIAL)
     assert found.heads == tuple((layer, head) for layer in range(4) for head in range(4))
-    # Three of the completions have an answer: three, two and three steps of three tokens. The third has steps 0 and 1
-    # essential, and step 2 redundant.
-    assert found.pairs.tolist() == [2, 1, 2]
-    assert found.later.tolist() == [1, 1, 0]
-    assert found.later_first == 2 / 5
+    # Three of the completions have an answer, and three, four and three steps before it.
+    assert found.pairs.tolist() == [2, 4, 2]
+    assert found.later.tolist() == [1, 3, 0]
+    assert found.later_first == 4 / 8
     assert found.prompt.tolist() == [0, 0, 1]
     assert found.ranks() == tc.rank_heads(policy, ROLLOUTS, ESSENTIAL)
     for p in policy.parameters():
@@ -120,7 +119,7 @@ def test_batches_change_no_ranking_and_completions_without_a_pair_are_not_read()
     mask = torch.ones_like(ESSENTIAL)
     mask[0] = False
     assert torch.equal(order_steps(policy, ROLLOUTS, ESSENTIAL, mask).right, whole.right[1:])
-    assert count_pairs(ROLLOUTS, ESSENTIAL, mask).tolist() == [0, 1, 2, 0]
+    assert count_pairs(ROLLOUTS, ESSENTIAL, mask).tolist() == [0, 4, 2, 0]
 
 
 def test_attention_that_is_not_finite_is_refused():
@@ -145,10 +144,10 @@ def test_the_best_of_many_random_heads_are_at_chance_on_held_out_prompts():
 
 def test_heads_that_read_the_essential_steps_do_so_on_held_out_prompts():
     rng = torch.Generator().manual_seed(0)
-    right = torch.randint(2, (24, 300), generator=rng)
+    right = torch.randint(2, (48, 300), generator=rng)
     right[:, [5, 7]] = 1
-    right[::8, 5] = 0
-    found = step_pairs(right.tolist(), [1] * 24)
+    right[::24, 5] = 0
+    found = step_pairs(right.tolist(), [1] * 48)
     held_out = found.held_out(2)
     assert held_out.shared == 2
     assert held_out.sra == pytest.approx(right[:, [5, 7]].double().mean().item())

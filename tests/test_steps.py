@@ -108,7 +108,7 @@ def test_splitters_cut_where_they_say():
     assert split_paragraph("a\nb\n \nc\n\n\nd") == [6, 10]
     for sentences in (
         ["At first: 6 * 2 = 12. ", "That is 1.5 times 8! ", "Is it?\n", "The answer is "],
-        ["1. Add 4 and 5.\n", " 2) Take 3.\n\n", "Done. "],
+        ["1. Add 4 and 5.\n", " 2. Take 3.\n\n", "3) Is that\n", "all?\n", "Yes. "],
         [" No end"],
     ):
         text = "".join(sentences)

@@ -42,6 +42,7 @@ def ablate_steps(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     exists = steps_of(rollouts)
+    assert rollouts.step_index is not None
     inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
     drop = torch.zeros(exists.shape, device=inside.device)
     cases = [(i, k) for i, k in exists.nonzero().tolist()]

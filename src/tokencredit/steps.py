@@ -47,7 +47,7 @@ def split_sentence(text: str) -> list[int]:
     return [m.end() for m in _SENTENCE_END.finditer(text) if not m["item"]]
 
 
-_SENTENCE_END = re.compile(r"(?P<item>^[ \t]*\d+[.)][ \t]+)|(?<=[.!?])\s+|\n+", re.MULTILINE)
+_SENTENCE_END = re.compile(r"(?P<item>^[ \t]*\d+[.)][ \t]+)|(?<=[.!?])(?:[^\S\n]*\n+|[^\S\n]+)|\n+", re.MULTILINE)
 
 SPLITTERS: dict[str, Splitter] = {
     "phrases": split_phrases,

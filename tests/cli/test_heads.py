@@ -229,6 +229,7 @@ def test_traces_longer_than_the_context(models):
         (["--labels", "guess"], "exact or ablation"),
         (["--out", "heads.svg"], "must name a .json file"),
         (["--out", "nowhere/heads.json"], "a folder that exists"),
+        (["one", "--traces", "mine.jsonl", "--out", "./mine.jsonl", "--overwrite"], "would be lost"),
         (["absent", "--traces", "mine.jsonl"], "cannot be loaded"),
         (["one", "--traces", "mine.jsonl", "--against", "absent"], "cannot be loaded"),
         (["--traces", "mine.jsonl"], "needs the MODEL"),

@@ -80,7 +80,7 @@ def heads(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Use the first completions that can be used only.", show_default=False)
+        int | None, typer.Option(min=1, help="Use only the first N completions that can be used.", show_default=False)
     ] = None,
     min_pairs: Annotated[int, typer.Option(min=1, help="Refuse to rank heads on fewer pairs of steps.")] = 20,
     min_completions: Annotated[int, typer.Option(min=1, help="Refuse to rank heads on fewer completions.")] = 8,
@@ -113,11 +113,16 @@ def heads(
 
     quiet_libraries()
     spans = {"splitter": splitter, "end_of_reasoning": end_of_reasoning, "answer": answer}
-    of_traces = {**spans, "chat": chat, "long_traces": long_traces, "correct_threshold": correct_threshold}
+    of_traces: dict[str, Any] = {
+        **spans,
+        "chat": chat,
+        "long_traces": long_traces,
+        "correct_threshold": correct_threshold,
+    }
     of_testbed = {"task": task, "level": level, "warmup_steps": warmup_steps, "completions": completions}
     with user_errors():
         _check_options(labels, threshold, model, traces, of_traces, of_testbed)
-        _check_outputs(out, overwrite)
+        _check_outputs(out, traces, overwrite)
         least = Least(min_pairs, min_completions)
         if traces is None or model is None:
             policy, tokenizer, read = _testbed(model, task, level, seed, warmup_steps, completions)
@@ -178,9 +183,11 @@ def _check_options(
         raise ValueError(f"{' and '.join(changed)} can be given {with_or_without} --traces only")
 
 
-def _check_outputs(out: Path | None, overwrite: bool) -> None:
+def _check_outputs(out: Path | None, traces: Path | None, overwrite: bool) -> None:
     if out is None:
         return
+    if traces is not None and out.resolve() == traces.resolve():
+        raise ValueError(f"--out {out} is the file of --traces, which would be lost: choose another file")
     if out.suffix == ".svg" or not out.absolute().parent.is_dir():
         raise ValueError(f"--out must name a .json file in a folder that exists; got {out}")
     claim_file(out, overwrite=overwrite)
