@@ -8,6 +8,9 @@ from accelerate import cpu_offload
 from conftest import make_rollouts, tiny_lora_policy, tiny_policy
 
 import tokencredit as tc
+from tokencredit.ablation import ablated_sequences
+from tokencredit.head_files import HeldOut
+from tokencredit.head_ranking import StepPairs, above_chance, count_pairs, order_steps
 
 ROLLOUTS = make_rollouts((14, 14, 11, 6), (6, 3, 5, 4), (9, 12, 8, -1))
 ESSENTIAL = torch.tensor(
@@ -77,6 +80,99 @@ def test_ties_count_half():
     assert [(rank.layer, rank.head) for rank in ranks] == sorted((rank.layer, rank.head) for rank in ranks)
 
 
+def step_pairs(right, pairs, prompt=None, tied=None, later=None):
+    """`StepPairs` of completions in which each head orders so many of the pairs rightly, as (B, N) numbers."""
+    right, pairs = torch.tensor(right, dtype=torch.float64), torch.tensor(pairs)
+    return StepPairs(
+        heads=tuple((0, n) for n in range(right.shape[1])),
+        right=right,
+        tied=torch.zeros_like(right).long() if tied is None else torch.tensor(tied),
+        later=torch.zeros_like(pairs) if later is None else torch.tensor(later),
+        pairs=pairs,
+        prompt=torch.arange(len(pairs)) if prompt is None else torch.tensor(prompt),
+    )
+
+
+def test_ties_pairs_and_order_are_counted_by_completion():
+    policy = tiny_policy()
+    found = order_steps(policy, ROLLOUTS, ESSENTIAL)
+    assert found.heads == tuple((layer, head) for layer in range(4) for head in range(4))
+    # Three of the completions have an answer, and three, four and three steps before it.
+    assert found.pairs.tolist() == [2, 4, 2]
+    assert found.later.tolist() == [1, 3, 0]
+    assert found.later_first == 4 / 8
+    assert found.prompt.tolist() == [0, 0, 1]
+    assert found.ranks() == tc.rank_heads(policy, ROLLOUTS, ESSENTIAL)
+    for p in policy.parameters():
+        p.data.zero_()
+    r = make_rollouts((8,), (2,), (6,))  # uniform attention of the answer's rows, so equal step scores
+    (rank, *_) = order_steps(policy, r, torch.tensor([[True, False]])).ranks()
+    assert (rank.sra, rank.pairs, rank.tied) == (0.5, 1, 1)
+
+
+def test_batches_change_no_ranking_and_completions_without_a_pair_are_not_read():
+    policy, seen = tiny_policy(), []
+    whole = order_steps(policy, ROLLOUTS, ESSENTIAL)
+    parts = order_steps(policy, ROLLOUTS, ESSENTIAL, batch_size=2, on_progress=lambda *done: seen.append(done))
+    assert seen == [(2, 3), (3, 3)]
+    assert torch.equal(whole.right, parts.right)
+    mask = torch.ones_like(ESSENTIAL)
+    mask[0] = False
+    assert torch.equal(order_steps(policy, ROLLOUTS, ESSENTIAL, mask).right, whole.right[1:])
+    assert count_pairs(ROLLOUTS, ESSENTIAL, mask).tolist() == [0, 4, 2, 0]
+
+
+def test_attention_that_is_not_finite_is_refused():
+    policy = tiny_policy()
+    policy.model.layers[1].self_attn.q_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        tc.rank_heads(policy, ROLLOUTS, ESSENTIAL)
+
+
+def test_the_best_of_many_random_heads_are_at_chance_on_held_out_prompts():
+    """Where attention has nothing to do with the labels, the best of 300 heads look good on 24 pairs, by luck."""
+    rng = torch.Generator().manual_seed(0)
+    found = step_pairs(torch.randint(2, (24, 300), generator=rng).tolist(), [1] * 24)
+    best = found.with_interval(found.ranks()[0])
+    assert best.sra > 0.75
+    assert best.low > 0.5
+    held_out = found.held_out(3)
+    assert held_out.prompts == 24
+    assert held_out.low < 0.5
+    assert not above_chance(held_out)
+
+
+def test_heads_that_read_the_essential_steps_do_so_on_held_out_prompts():
+    rng = torch.Generator().manual_seed(0)
+    right = torch.randint(2, (48, 300), generator=rng)
+    right[:, [5, 7]] = 1
+    right[::24, 5] = 0
+    found = step_pairs(right.tolist(), [1] * 48)
+    held_out = found.held_out(2)
+    assert held_out.shared == 2
+    assert held_out.sra == pytest.approx(right[:, [5, 7]].double().mean().item())
+    assert held_out.low <= held_out.sra <= held_out.high
+    assert above_chance(held_out)
+    # A single head that is always right has no interval, since no resample differs.
+    assert found.held_out(1)[:3] == (1.0, None, None)
+    assert above_chance(found.held_out(1))
+    assert not above_chance(found.held_out(1)._replace(prompts=7))
+
+
+def test_completions_of_one_prompt_are_one_observation():
+    """Eight copies of each completion make the interval no narrower, and never lie in both halves."""
+    rng = torch.Generator().manual_seed(1)
+    right = torch.randint(3, (12, 5), generator=rng)
+    once = step_pairs(right.tolist(), [2] * 12)
+    often = step_pairs(right.repeat(8, 1).tolist(), [2] * 96, list(range(12)) * 8)
+    a, b = (found.with_interval(found.ranks()[0]) for found in (once, often))
+    assert (a.sra, a.low, a.high) == pytest.approx((b.sra, b.low, b.high))
+    assert once.held_out(2) == pytest.approx(often.held_out(2))
+    assert step_pairs([[1]] * 5, [1] * 5, [0] * 5).held_out(1) is None
+    few = step_pairs([[1], [0]] * 3, [1] * 6)
+    assert few.with_interval(few.ranks()[0])[-2:] == (None, None)
+
+
 def test_stability_is_pearsons_correlation():
     policy, other = tiny_policy(), tiny_policy()
     torch.manual_seed(1)
@@ -132,6 +228,14 @@ def test_a_head_file_serves_attnpo(tmp_path):
     by_hand = tc.assign(policy, ROLLOUTS, tc.method("attnpo", heads=((2, 1), (0, 3))))
     assert torch.equal(credit.weights, by_hand.weights)
     assert tc.method("attnpo", **vars(m)) == m
+
+
+def test_a_head_file_keeps_what_is_known_of_its_heads(tmp_path):
+    rank = tc.HeadRank(2, 1, 0.9, 10, tied=1, low=0.7, high=0.95)
+    for held_out in (None, HeldOut(0.8, None, None, 5, 1), HeldOut(0.8, 0.6, 0.9, 12, 2)):
+        file = tc.HeadFile("m", (rank,), completions=5, labels="by hand", held_out=held_out)
+        file.write(tmp_path / "heads.json")
+        assert tc.HeadFile.read(tmp_path / "heads.json") == file
 
 
 def test_a_head_file_of_another_model_is_refused(tmp_path):
@@ -217,6 +321,9 @@ def test_a_fingerprint_that_is_none_is_refused(tmp_path):
         '{"model": "x", "heads": [{"layer": "1", "head": 0, "sra": 1, "pairs": 2}], "completions": 1, "labels": ""}',
         '{"model": "x", "heads": [{"layer": 1}], "completions": 1, "labels": ""}',
         '{"model": "x", "heads": [], "completions": 1, "labels": "", "more": 1}',
+        '{"model": "x", "heads": [{"layer": 1, "head": 0, "sra": NaN, "pairs": 2}], "completions": 1, "labels": ""}',
+        '{"model": "x", "heads": [{"layer": 1, "head": 0, "sra": 0.9, "pairs": 2}], "completions": 1, "labels": "", '
+        '"held_out": {"sra": 0.9}}',
     ],
 )
 def test_files_that_are_no_head_file(tmp_path, content):
@@ -231,7 +338,13 @@ def test_files_that_are_no_head_file(tmp_path, content):
 def test_ablation_is_the_log_prob_that_the_answer_loses():
     policy = tiny_policy()
     for batch_size in (1, 64):
-        drop, exists = tc.ablate_steps(policy, ROLLOUTS, batch_size=batch_size)
+        seen: list = []
+        drop, exists = tc.ablate_steps(
+            policy, ROLLOUTS, batch_size=batch_size, on_progress=lambda *done, seen=seen: seen.append(done)
+        )
+        total = ablated_sequences(ROLLOUTS)
+        assert total == 3 + int(exists.sum())
+        assert seen == [(min(n, total), total) for n in range(batch_size, total + batch_size, batch_size)]
         assert not exists[3].any()
         for i in range(3):
             prompt = ROLLOUTS.prompt_ids[i][ROLLOUTS.prompt_mask[i]].tolist()

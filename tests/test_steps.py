@@ -13,7 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 import tokencredit as tc
 from tokencredit.phrases import PHRASES, split_phrases
-from tokencredit.steps import TokenPieces, find_answer, find_spans, split_newline, split_paragraph, token_offsets
+from tokencredit.steps import (
+    TokenPieces,
+    find_answer,
+    find_spans,
+    split_newline,
+    split_paragraph,
+    split_sentence,
+    token_offsets,
+)
 
 
 @functools.cache
@@ -98,6 +106,14 @@ def test_a_users_splitter():
 def test_splitters_cut_where_they_say():
     assert split_newline("a\nb\n\nc") == [2, 5]
     assert split_paragraph("a\nb\n \nc\n\n\nd") == [6, 10]
+    for sentences in (
+        ["At first: 6 * 2 = 12. ", "That is 1.5 times 8! ", "Is it?\n", "The answer is "],
+        ["1. Add 4 and 5.\n", " 2. Take 3.\n\n", "3) Is that\n", "all?\n", "Yes. "],
+        [" No end"],
+    ):
+        text = "".join(sentences)
+        starts = [0, *(start for start in split_sentence(text) if start < len(text))]
+        assert [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)] == sentences
 
 
 def test_bad_splitters():

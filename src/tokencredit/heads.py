@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokencredit.head_files import HeadRank
+from tokencredit.head_ranking import order_steps, step_scores
 from tokencredit.inputs import as_tensor, check_model
-from tokencredit.methods.base import check_number, step_means
+from tokencredit.methods.base import check_number
 from tokencredit.methods.rhythm import nearest_and_furthest
 from tokencredit.precision import divided, widened
 from tokencredit.rollouts import Rollouts
@@ -51,29 +51,9 @@ def rank_heads(
         ValueError: steps are not marked, shapes disagree, or no completion has a pair to order.
     """
     check_model(policy, rollouts, "tc.rank_heads(policy, rollouts, essential)")
-    essential = as_tensor("essential", essential)
-    mask = torch.ones_like(essential, dtype=torch.bool) if mask is None else as_tensor("mask", mask).bool()
-    scores, exists = step_scores(policy, rollouts, batch_size=batch_size)
-    steps = exists.shape[1]
-    # Labels are often read from a file, and so on the CPU, whatever device the rollouts are on.
-    essential, mask = essential.to(exists.device), mask.to(exists.device)
-    if essential.ndim != 2 or essential.shape[0] != len(rollouts) or essential.shape[1] < steps:
-        raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
-    if mask.shape != essential.shape:
-        raise ValueError(f"mask must have the shape of essential; got {tuple(mask.shape)}")
-    known = exists & mask[:, :steps]
-    is_essential = essential[:, :steps].bool()
-    pairs = (known & is_essential)[:, :, None] & (known & ~is_essential)[:, None, :]
-    count = int(pairs.sum())
-    if count == 0:
-        raise ValueError("no completion with an answer has both an essential and a redundant step to compare")
-    ranks = []
-    for layer, of_layer in scores.items():
-        for head, score in enumerate(of_layer.unbind(1)):
-            apart = score[:, :, None] - score[:, None, :]
-            right = (apart > 0).double() + 0.5 * (apart == 0)
-            ranks.append(HeadRank(layer, head, float(right[pairs].mean()), count))
-    return sorted(ranks, key=lambda r: (-r.sra, r.layer, r.head))
+    labels = as_tensor("essential", essential)
+    counted = None if mask is None else as_tensor("mask", mask).bool()
+    return order_steps(policy, rollouts, labels, counted, batch_size=batch_size).ranks()
 
 
 def head_stability(
@@ -104,32 +84,6 @@ def head_stability(
             correlation = divided((x * y).sum(), by=(x.norm() * y.norm()), otherwise=0.0)
             found.append(HeadStability(layer, head, float(correlation)))
     return found
-
-
-def step_scores(
-    policy: nn.Module, rollouts: Rollouts, *, batch_size: int | None = None
-) -> tuple[dict[int, Tensor], Tensor]:
-    """The attention that the answer pays to each step.
-
-    Returns:
-        Layer -> (B, H, K), for the layers that have attention, by the model's own numbers: mean over the answer's rows
-        of the attention of a head, mean over the step's tokens; and (B, K) bool, the steps that have tokens, in
-        completions that have an answer.
-
-    Raises:
-        ValueError: answers or steps are not marked.
-    """
-    if rollouts.step_index is None:
-        raise ValueError("heads are scored on steps: call tc.mark_spans(rollouts, tokenizer) first")
-    layers = ModelLayers.of(causal_lm(policy)).attending
-    read = collect(policy, rollouts, Needs(answer_attention=frozenset(layers)), batch_size=batch_size)
-    inside = torch.where(rollouts.reasoning_mask, rollouts.step_index, -1)
-    scores, exists = {}, torch.zeros(0)
-    for layer in layers:
-        parts = [step_means(head, inside) for head in widened(read.answer_attention[layer]).unbind(1)]
-        scores[layer] = torch.stack([means for means, _ in parts], 1)
-        exists = parts[0][1]
-    return scores, exists
 
 
 def group_heads(

@@ -39,10 +39,21 @@ def split_paragraph(text: str) -> list[int]:
     return [m.end() for m in re.finditer(r"\n[ \t]*(?:\n[ \t]*)+", text)]
 
 
+def split_sentence(text: str) -> list[int]:
+    """A step a sentence or a line: text up to a full stop, a question mark or an exclamation mark before a space.
+
+    The number of a list item, such as `2. ` at the start of a line, belongs to the sentence after it.
+    """
+    return [m.end() for m in _SENTENCE_END.finditer(text) if not m["item"]]
+
+
+_SENTENCE_END = re.compile(r"(?P<item>^[ \t]*\d+[.)][ \t]+)|(?<=[.!?])(?:[^\S\n]*\n+|[^\S\n]+)|\n+", re.MULTILINE)
+
 SPLITTERS: dict[str, Splitter] = {
     "phrases": split_phrases,
     "newline": split_newline,
     "paragraph": split_paragraph,
+    "sentence": split_sentence,
 }
 
 
@@ -64,7 +75,8 @@ def mark_spans(
 
     Args:
         tokenizer: the transformers tokenizer of the completions.
-        splitter: "phrases", "newline", "paragraph", or a function from text to the offsets where steps start.
+        splitter: "phrases", "newline", "paragraph", "sentence", or a function from text to the offsets where steps
+            start.
         answer: "auto"; "end_of_reasoning", for nothing else than the text behind it; or a regular expression, at whose
             last match the answer starts, wherever `end_of_reasoning` stands. A token that holds the end of the
             reasoning and the start of the `\\boxed{` or of the match belongs to the answer.

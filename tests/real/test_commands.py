@@ -46,10 +46,32 @@ def test_eval_measures_accuracy(folder, tmp_path):
 
 def test_heads_ranks_all_of_them(folder, short_file, tmp_path):
     out = tmp_path / "heads.json"
-    result = run("heads", folder, "--traces", short_file, "--out", out)
-    assert "heads by step ranking accuracy" in result.output
+    result = run("heads", folder, "--traces", short_file, "--out", out, "--min-pairs", 1, "--min-completions", 1)
+    assert "best 3 of 270 heads by step ranking accuracy" in result.output
     assert len(json.loads(out.read_text("utf-8"))["heads"]) == 3
     assert out.with_suffix(".svg").is_file()
+
+
+def test_heads_labels_the_steps_of_plain_completions(folder, tmp_path):
+    """The answer rests on the last step of each, which alone has its result."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Ben has {n} pens and buys 3 more. How many does he have?"}],
+            "completion": f"Ben has pens. He buys more pens. In all he has {n} + 3 = {n + 3} pens. \\boxed{{{n + 3}}}",
+            "reward": reward,
+        }
+        for n, reward in ((14, 1.0), (25, 1.0), (36, 0.0))
+    ]
+    path, out = tmp_path / "completions.jsonl", tmp_path / "heads.json"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    few = ("--min-pairs", 1, "--min-completions", 1)
+    result = run(
+        "heads", folder, "--traces", path, "--labels", "ablation", "--splitter", "sentence", "--out", out, *few
+    )
+    assert "2 of 3 completions can be used: 1 are wrong" in result.output
+    assert "2 of 6 steps lose more than 1 and are essential" in result.output
+    written = json.loads(out.read_text("utf-8"))
+    assert (written["completions"], {head["pairs"] for head in written["heads"]}) == (2, {4})
 
 
 def test_audit_scores_credit_against_the_labels(folder, short_file, tmp_path):

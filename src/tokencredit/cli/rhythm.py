@@ -13,20 +13,15 @@ if TYPE_CHECKING:
     from tokencredit.analysis import Coincidence, PerturbationReport, RhythmReport
     from tokencredit.rollouts import Rollouts
 
-_CHUNK = 64
 
-
-def print_rhythm(policy: Any, tokenizer: Any, rollouts: Rollouts, seed: int) -> None:
+def print_rhythm(policy: Any, tokenizer: Any, rollouts: Rollouts, seed: int, batch_size: int) -> None:
     """Couplings on the completions as they are; the perturbation test on greedy ones to the same prompts."""
     from tokencredit.analysis import analyse_rhythm, perturb, rhythm_curves
-    from tokencredit.testbed.evaluate import complete
 
-    report = analyse_rhythm(policy, rollouts, seed=seed, batch_size=_CHUNK)
+    report = analyse_rhythm(policy, rollouts, seed=seed, batch_size=batch_size)
     limit = rollouts.completion_ids.shape[1]
-    starts = range(0, len(rollouts), _CHUNK)
-    prompts = [(r.prompt_ids, r.prompt_mask) for r in (rollouts.rows(slice(i, i + _CHUNK)) for i in starts)]
-    greedy = complete(policy, tokenizer, prompts, max_new_tokens=limit)
-    curves = rhythm_curves(policy, greedy, batch_size=_CHUNK)
+    greedy = _greedy(policy, tokenizer, rollouts, limit, batch_size)
+    curves = rhythm_curves(policy, greedy, batch_size=batch_size)
     perturbed = perturb(
         policy,
         greedy,
@@ -36,9 +31,31 @@ def print_rhythm(policy: Any, tokenizer: Any, rollouts: Rollouts, seed: int) -> 
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=limit,
         seed=seed,
-        batch_size=_CHUNK,
+        batch_size=batch_size,
     )
     console.print(_table(report, perturbed))
+
+
+def _greedy(policy: Any, tokenizer: Any, rollouts: Rollouts, limit: int, batch_size: int) -> Rollouts:
+    """What the policy itself writes to the prompts of `rollouts`, decoded greedily, in at most `limit` tokens."""
+    from tokencredit.analysis.decoding import continuations
+    from tokencredit.labelled import padded_right
+    from tokencredit.rollouts import Rollouts
+    from tokencredit.signals.policy import reading
+
+    prompts = [ids[mask].tolist() for ids, mask in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
+    made: list[list[int]] = []
+    with reading(policy):
+        for start in range(0, len(prompts), batch_size):
+            chunk = prompts[start : start + batch_size]
+            ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+            made += [only for (only,) in continuations(policy, chunk, [limit] * len(chunk), **ends)]
+    return Rollouts(
+        prompt_ids=rollouts.prompt_ids,
+        prompt_mask=rollouts.prompt_mask,
+        completion_ids=padded_right(made, tokenizer.pad_token_id),
+        completion_mask=padded_right([[True] * len(ids) for ids in made], False),
+    )
 
 
 def _table(report: RhythmReport, perturbed: PerturbationReport) -> Table:
@@ -48,8 +65,10 @@ def _table(report: RhythmReport, perturbed: PerturbationReport) -> Table:
         box=SIMPLE,
         pad_edge=False,
     )
-    for name in ("", "measured", "against", "difference"):
-        table.add_column(name, justify="left" if not name else "right")
+    # Only the names may be folded: a number that is cut off is another number.
+    table.add_column("", overflow="fold")
+    for name in ("measured", "against", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
     entropy = report.entropy
     table.add_row(
         "entropy at WAAD peaks / all tokens",
