@@ -66,14 +66,23 @@ def refuse_split_heads(attention: nn.Module, heads: int) -> None:
     """
     config = getattr(attention, "config", None)
     expected = getattr(config, "num_attention_heads", None)
-    varies = any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
-    if varies or not isinstance(expected, int) or heads >= expected or not _on_several_processes(attention):
+    if (
+        has_varying_heads(config)
+        or not isinstance(expected, int)
+        or heads >= expected
+        or not _on_several_processes(attention)
+    ):
         return
     raise ValueError(
         f"{type(attention).__name__} shows {heads} of its {expected} heads in this process: with tensor parallelism "
         "means over heads would differ between processes. Load the policy without it, or choose a method that reads no "
         "attention"
     )
+
+
+def has_varying_heads(config: Any) -> bool:
+    """The layers of a model with this config may have different numbers of heads."""
+    return any(getattr(config, name, None) is not None for name in _PER_LAYER_HEADS)
 
 
 def _on_several_processes(module: nn.Module) -> bool:

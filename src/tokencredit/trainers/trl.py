@@ -30,6 +30,7 @@ from tokencredit.trainers.trl_checks import (
     CorrectnessWatch,
     TruncationWatch,
     check_correct_reward,
+    check_heads,
     check_parallelism,
     check_prompts,
     check_reference,
@@ -104,6 +105,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         check_correct_reward(args.credit_correct_reward, self.reward_func_names, self.credit_method)
         check_parallelism(self.accelerator.parallelism_config, self.credit_method)
         check_adapter(self._policy, self.credit_method.needs, self.ref_model)
+        check_heads(self._policy, self.credit_method.needs)
         check_reference(self._policy, args, self.credit_method.needs)
         if args.credit_timing == "loss" and (name := dropout(self._policy)):
             raise ValueError(

@@ -15,7 +15,9 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 
 from tokencredit.prompts import render_chat
 from tokencredit.rewards.base import checked_values
-from tokencredit.signals import Needs
+from tokencredit.signals import ModelLayers, Needs
+from tokencredit.signals.layers import text_config
+from tokencredit.signals.placement import has_varying_heads
 
 TRUNCATED_BATCHES = 3
 """So many generation batches in a row, from the start, may hold nothing but cut-off completions of equal reward."""
@@ -158,6 +160,27 @@ def check_parallelism(parallelism: Any, method: Any) -> None:
             f"{method.name} reads attention, but with tensor parallelism (parallelism_config.tp_size="
             f"{parallelism.tp_size}) each process has a part of the heads: use tp_size=1, or a method that reads none"
         )
+
+
+def check_heads(policy: Any, needs: Needs) -> None:
+    """Raise a ValueError where a method reads a layer or an attention head that the policy does not have."""
+    pairs = [*needs.answer_heads, *(pair for need in needs.distances for pair in need.heads or ())]
+    if not (pairs or needs.answer_attention or needs.distances):
+        return
+    layers, config = ModelLayers.of(policy), text_config(policy)
+    for layer in (*needs.answer_attention, *(layer for layer, _ in pairs)):
+        layers.index(layer)
+    for need in needs.distances:
+        layers.sample(need)
+    count = getattr(config, "num_attention_heads", None)
+    if not isinstance(count, int) or has_varying_heads(config):
+        return
+    for layer, head in pairs:
+        if not -count <= head < count:
+            raise ValueError(
+                f"the credit method reads head {head} of layer {layer}, but the policy has {count} heads per layer: "
+                f"use {-count} to {count - 1}"
+            )
 
 
 def check_correct_reward(named: str | None, functions: Sequence[str], method: Any) -> None:
