@@ -79,7 +79,7 @@ def test_math_asks_for_a_boxed_answer_and_says_so(here):
     assert found["instructed"] == 3
     prompts = [json.loads(line)["prompt"] for line in (here / "all.jsonl").read_text().splitlines()]
     assert prompts == [*(row["prompt"] + found["instruction"] for row in ROWS), asking["prompt"]]
-    result = run("model", "--max-new-tokens", 3, "--reward", "chain", *files, "--overwrite")
+    result = run("model", "--max-new-tokens", 3, "--reward", "format", *files, "--overwrite")
     assert result.exit_code == 0, result.output
     assert "instruction: none" in result.output
     found = json.loads((here / "results.json").read_text())
