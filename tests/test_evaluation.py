@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from scipy.stats import binomtest
 
-from tokencredit.evaluation import evaluate, pass_at_k
+from tokencredit.evaluation import Scored, evaluate, pass_at_k
 from tokencredit.prompts import encode_prompt
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
@@ -104,6 +104,25 @@ def test_the_seed_decides_the_samples(policy):
     torch.manual_seed(6)
     assert sampled(policy, seed=3, **settings) == first
     assert sampled(policy, seed=4, **settings)[1] != first[1]
+
+
+def test_a_sample_depends_on_its_problem_and_the_seed_alone(policy):
+    """Not on the batch, on the problems after it, or on how far the run got before it was interrupted."""
+    settings = {"samples": 3, "temperature": 1.0, "seed": 2}
+    report, came = sampled(policy, batch_size=6, **settings)
+    for batch_size in (1, 4, 64):
+        assert sampled(policy, batch_size=batch_size, **settings) == (report, came)
+    assert sampled(policy, PROBLEMS.select(range(2)), **settings)[1] == came[:6]
+    for count in (0, 1, 4, 5):
+        resumed, rest = sampled(policy, batch_size=6, done=came[: 3 * count], **settings)
+        assert resumed == report
+        assert rest == came[3 * count :]
+    assert len({s.completion for s in came}) > 10
+
+
+def test_greedy_goes_on_too(policy):
+    report, came = sampled(policy)
+    assert sampled(policy, done=came[:2]) == (report, came[2:])
 
 
 def test_top_p_keeps_the_likely_tokens(policy):
@@ -245,6 +264,8 @@ def test_a_chat_template_that_does_not_fit_is_an_error(template, message):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"temperature": math.nan}, "expected temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"done": [Scored(1, "1", 1, False, 1.0)]}, "done must hold 1 completions of each of the first problems"),
+        ({"done": [Scored(i, "1", 1, False, 1.0) for i in range(6)]}, "done must hold"),
         ({"reward": lambda completions, **_: [1.0]}, "gave 1 values for 5"),
         ({"reward": lambda completions, **_: [None] * 5}, "problem 0 is None"),
         ({"problems": Dataset.from_dict({"prompt": []})}, "got 0"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
+from tokencredit.cli.terminal import Bars
 from tokencredit.supervised import Lesson, Supervision, fine_tune, load_lessons
 from tokencredit.testbed.policy import PolicySize, build_policy, build_tokenizer
 
@@ -119,4 +123,82 @@ def test_the_command_makes_a_model_that_can_be_loaded(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out", "lessons.jsonl"}
     again = CliRunner().invoke(app, list(map(str, words)))
     assert again.exit_code == 2
-    assert "exists" in again.output
+    assert "exists: choose another --out, or --overwrite to replace it" in again.output
+    replaced = CliRunner().invoke(app, [*map(str, words), "--overwrite"])
+    assert replaced.exit_code == 0, replaced.output
+    assert torch.equal(flat(load_policy(str(out))[0]), flat(after))
+
+
+@pytest.fixture
+def warmup(tmp_path, monkeypatch):
+    """The command with a tiny model and some lessons, as a function of further words."""
+    monkeypatch.chdir(tmp_path)
+    build_policy(SIZE).save_pretrained("model")
+    build_tokenizer().save_pretrained("model")
+    lines = [{"prompt": f"Q:a={i}+2?a", "completion": f"<think>a={i}+2={i + 2};</think>"} for i in range(7)]
+    (tmp_path / "lessons.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ["warmup", "model", "--data", "lessons.jsonl", "--steps", 24, "--batch-size", 2, "--lora-rank", 4]
+    return lambda *more: CliRunner().invoke(app, [*map(str, words), *map(str, more)])
+
+
+def interrupt_at(monkeypatch, step):
+    """Ctrl-C after so many steps."""
+    advance = Bars.advance
+
+    def interrupting(self, done, note=""):
+        advance(self, done, note)
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Bars, "advance", interrupting)
+
+
+def test_an_interrupted_warm_up_goes_on_with_resume_and_ends_as_one_that_was_not(warmup, monkeypatch):
+    from tokencredit.cli.models import load_policy
+
+    assert warmup("--out", "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 22)
+        cut = warmup("--out", "cut")
+    assert cut.exit_code == 130, cut.output
+    assert "cut.unfinished/checkpoint.pt holds the training so far: the same command with --resume" in cut.output
+    assert not Path("cut").exists()
+    for more, message in (
+        ((), "--overwrite to replace it, or --resume to go on with it"),
+        (("--resume", "--seed", 1), "other settings (seed)"),
+        (("--resume", "--overwrite"), "exclude each other"),
+    ):
+        refused = warmup("--out", "cut", *more)
+        assert refused.exit_code == 2, refused.output
+        assert message in " ".join(refused.output.split())
+    resumed = warmup("--out", "cut", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "resumed" in resumed.output
+    assert torch.equal(flat(load_policy("cut")[0]), flat(load_policy("whole")[0]))
+    assert not Path("cut.unfinished").exists()
+    nothing = warmup("--out", "other", "--resume")
+    assert nothing.exit_code == 2
+    assert "there is no run in" in nothing.output
+
+
+def test_what_is_replaced_stays_until_the_new_model_is_complete(warmup, monkeypatch):
+    Path("old").mkdir()
+    Path("old/model.safetensors").write_text("kept")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        cut = warmup("--out", "old", "--overwrite")
+    assert cut.exit_code == 130, cut.output
+    assert "There is no checkpoint yet" in cut.output
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 21)
+        cut = warmup("--out", "old", "--overwrite")
+    assert "--resume in place of --overwrite" in cut.output
+    assert Path("old/model.safetensors").read_text() == "kept"
+    assert warmup("--out", "old", "--resume").exit_code == 0
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in Path("old").iterdir()}
+    Path("thesis").mkdir()
+    Path("thesis/thesis.txt").write_text("kept")
+    for out, message in (("thesis", "holds no model"), ("model", "holds the model that is to be trained")):
+        refused = warmup("--out", out, "--overwrite")
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.output

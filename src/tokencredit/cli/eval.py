@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.models import load_policy
-from tokencredit.cli.outputs import check_file
+from tokencredit.cli.outputs import check_file, claim_file, explained_interruption
+from tokencredit.cli.partial import Partial
 from tokencredit.cli.terminal import (
     Bars,
     console,
@@ -25,6 +27,7 @@ from tokencredit.cli.terminal import (
     say,
     user_errors,
 )
+from tokencredit.files import write_text
 
 if TYPE_CHECKING:
     from tokencredit.evaluation import Estimate, EvaluationReport, Scored
@@ -45,8 +48,13 @@ def evaluate(
         str | None, typer.Option(help="By default answer, verl's ground truth or solution.", show_default=False)
     ] = None,
     instruction: Annotated[
-        str, typer.Option(help="Text behind each question, such as where to write the answer.", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Text that is added to each question. By default the reward math asks for the answer in \\boxed{} "
+            'where a question does not ask for it already; "" adds nothing.',
+            show_default=False,
+        ),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
     ] = False,
@@ -62,7 +70,7 @@ def evaluate(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer completions are cut off.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions at a time.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="With the problem's row it decides a sampled completion.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first problems only.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results, JSON.", show_default=False)] = None,
     completions: Annotated[
@@ -72,59 +80,84 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are already there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an evaluation that was interrupted, given the same settings.")
+    ] = False,
     gold: Annotated[
         bool, typer.Option("--gold", help="Score the problems' own answers instead: does the reward accept them?")
     ] = False,
 ) -> None:
-    """Measure a model on problems with known answers: accuracy, avg@n and pass@k, with 95 % intervals."""
+    """Measure a model on problems with known answers: accuracy, avg@n and pass@k, with 95 % intervals.
+
+    With --out or --completions, completions are kept as they are scored, and an evaluation that is interrupted goes on
+    with the same command and --resume.
+    """
     offline_if_local(data, model)
     with needed_packages("eval"), user_errors():
         from tokencredit import rewards
-        from tokencredit.data import load_problems
+        from tokencredit.instructions import load_instructed
 
         scorer = rewards.find(reward)
     quiet_libraries()
     with user_errors():
-        _check_outputs(data, out, completions)
-        if gold == (model is not None):
-            raise ValueError("expected either a MODEL, or --gold to score the problems' own answers")
-        problems = load_problems(
+        _check_what_is_asked(model, completions, out, gold=gold, resume=resume)
+        _check_outputs(data, out, completions, replace=overwrite or resume)
+        problems, instructed = load_instructed(
             data,
             split,
+            instruction or "" if gold else instruction,
+            [reward],
             prompt_column=prompt_column,
             answer_column=answer_column,
-            instruction=instruction,
             chat=chat,
             limit=limit,
         )
         if model is None:
-            found = _gold(problems, scorer)
+            results = _gold(problems, scorer)
         else:
             rewards.check(scorer, problems[:])
-            settings = {
+            sampling = {
                 "samples": samples,
                 "temperature": temperature,
                 "top_p": top_p,
                 "max_new_tokens": max_new_tokens,
-                "batch_size": batch_size,
                 "seed": seed,
             }
-            report = _evaluate(model, problems, scorer, settings, completions)
+            decisive = {"model": model, "reward": reward, "instruction": instructed.text, "chat": chat, **sampling}
+            kept = _kept(out, completions, decisive, problems)
+            if kept is not None:
+                replace = kept.check(overwrite=overwrite, resume=resume)
+                _check_outputs(data, out, completions, replace=replace)
             say(f"{data}: {len(problems)} problems, reward {reward}, 95 % intervals")
+            say(instructed.sentence(len(problems), '--instruction ""'))
+            report = _evaluate(
+                model, problems, scorer, {**sampling, "batch_size": batch_size}, completions, kept, overwrite, resume
+            )
             console.print(_table(report))
-            if report.unanswered:
-                say(
-                    f"note: {report.unanswered:.1%} of the completions state no answer that the reward {reward} can "
-                    "read; --instruction can ask for one, such as ' Put your final answer in \\boxed{}.'"
-                )
-            found = {"model": model, **report.as_json()}
+            _note_unanswered(report, reward, instructed.text)
+            results = {"model": model, "instruction": instructed.text, "instructed": instructed.added}
+            results |= report.as_json()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"data": data, "reward_name": reward, **found}, indent=2) + "\n", encoding="utf-8")
+        write_text(out, json.dumps({"data": data, "reward_name": reward, **results}, indent=2) + "\n")
         say(f"written: {out}")
+    if model is not None and kept is not None:
+        kept.remove()
 
 
-def _check_outputs(data: str, out: Path | None, completions: Path | None) -> None:
+def _check_what_is_asked(
+    model: str | None, completions: Path | None, out: Path | None, *, gold: bool, resume: bool
+) -> None:
+    if gold == (model is not None):
+        raise ValueError("expected either a MODEL, or --gold to score the problems' own answers")
+    if gold and (completions is not None or resume):
+        raise ValueError("--gold generates no completions: leave out --completions and --resume")
+    if resume and out is None and completions is None:
+        raise ValueError("--resume needs the --out or --completions of the evaluation that was interrupted")
+
+
+def _check_outputs(data: str, out: Path | None, completions: Path | None, *, replace: bool) -> None:
     for path, option in ((out, "--out"), (completions, "--completions")):
         if path is not None:
             check_file(path, option)
@@ -132,46 +165,92 @@ def _check_outputs(data: str, out: Path | None, completions: Path | None) -> Non
                 raise ValueError(
                     f"{option} names the file of the problems, {path}, and would replace it: choose another"
                 )
+            claim_file(path, overwrite=replace, option=option)
     if out is not None and completions is not None:
         one, other = out.absolute(), completions.absolute()
         if one == other or one in other.parents or other in one.parents:
             raise ValueError(f"--out {out} and --completions {completions} cannot both be written: choose another file")
 
 
+def _kept(out: Path | None, completions: Path | None, settings: dict[str, Any], problems: Any) -> Partial | None:
+    """The file of what has been scored, beside the results; None where no results are written."""
+    beside = out or completions
+    if beside is None:
+        return None
+    content = json.dumps([problems["prompt"][:], problems["answer"][:]])
+    return Partial(beside, {**settings, "problems": sha256(content.encode()).hexdigest()})
+
+
 def _evaluate(
-    model: str, problems: Any, reward: Any, settings: dict[str, Any], completions: Path | None
+    model: str,
+    problems: Any,
+    reward: Any,
+    settings: dict[str, Any],
+    completions: Path | None,
+    kept: Partial | None,
+    overwrite: bool,
+    resume: bool,
 ) -> EvaluationReport:
-    """Evaluate under a bar, writing each completion as it comes, and at the end which of them are correct."""
+    """Evaluate under a bar, keeping each completion as it comes, and write at the end which of them are correct."""
     from tokencredit.evaluation import evaluate as run
-    from tokencredit.files import write_text
-    from tokencredit.rewards.base import known_correct
 
     scored: list[Scored] = []
     policy, tokenizer = load_policy(model)
-    with ExitStack() as stack:
-        bars = stack.enter_context(Bars())
+    if kept is not None and resume:
+        scored += kept.completions(settings["samples"])
+    elif kept is not None:
+        kept.remove()  # of a run that is to be replaced
+    with _explained(kept, overwrite), Bars() as bars:
         bars.stage("evaluate", len(problems))
-        if completions is not None:
-            completions.parent.mkdir(parents=True, exist_ok=True)
-        lines = None if completions is None else stack.enter_context(completions.open("w", encoding="utf-8"))
 
         def progress(done: int, new: Sequence[Scored]) -> None:
             bars.advance(done)
+            if kept is not None:
+                kept.add(new, overwrite=overwrite)
             scored.extend(new)
-            if lines is not None:
-                lines.writelines(_line(one, problems[one.row], None) for one in new)
-                lines.flush()
 
-        report = run(policy, tokenizer, problems, reward, on_progress=progress, **settings)
+        report = run(policy, tokenizer, problems, reward, done=tuple(scored), on_progress=progress, **settings)
     if completions is not None:
-        # Whether a reward of 1 means correct is known once all rewards are.
-        correct = known_correct([one.reward for one in scored])
-        write_text(
-            completions,
-            "".join(_line(one, problems[one.row], right) for one, right in zip(scored, correct, strict=True)),
-        )
-        say(f"written: {completions}")
+        _write_completions(completions, scored, problems)
     return report
+
+
+@contextmanager
+def _explained(kept: Partial | None, overwrite: bool) -> Iterator[None]:
+    """Around an evaluation: Ctrl-C ends the command with exit code 130, and says how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        advice = "Nothing had been scored yet: the same command starts again."
+        if kept is None:
+            advice = "Nothing is kept without --out or --completions: the same command starts again."
+        elif kept.path.exists():
+            how = "--resume in place of --overwrite" if overwrite else "--resume"
+            advice = f"{kept.path} holds what has been scored: the same command with {how} goes on from there."
+        with explained_interruption(advice):
+            raise
+
+
+def _write_completions(path: Path, scored: Sequence[Scored], problems: Any) -> None:
+    """Whether a reward of 1 means correct is known once all rewards are."""
+    from tokencredit.rewards.base import known_correct
+
+    correct = known_correct([one.reward for one in scored])
+    lines = [_line(one, problems[one.row], right) for one, right in zip(scored, correct, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(lines))
+    say(f"written: {path}")
+
+
+def _note_unanswered(report: EvaluationReport, reward: str, instruction: str) -> None:
+    if not report.unanswered:
+        return
+    remedy = (
+        "--completions shows what they say"
+        if instruction
+        else "--instruction can ask for one, such as ' Put your final answer in \\boxed{}.'"
+    )
+    say(f"note: {report.unanswered:.1%} of the completions state no answer that the reward {reward} can read; {remedy}")
 
 
 def _line(scored: Scored, problem: dict[str, Any], correct: bool | None) -> str:

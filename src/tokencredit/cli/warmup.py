@@ -1,17 +1,28 @@
-"""`tokencredit warmup`: supervised fine-tuning, until reinforcement learning has something to improve."""
+"""`tokencredit warmup`: supervised fine-tuning, until reinforcement learning has something to improve.
+
+The folder of the model appears when the model is complete. Until then the run has a folder of its own beside it,
+`NAME.unfinished`, which holds its settings and its last checkpoint.
+"""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import uuid4
 
 import typer
-from rich.markup import escape
 
-from tokencredit.cli.terminal import Bars, console, needed_packages, offline, quiet_libraries, user_errors
+from tokencredit.cli.outputs import Overwrite, Resume, check_claim, check_folder, claim_folder, explained_interruption
+from tokencredit.cli.terminal import Bars, needed_packages, offline, quiet_libraries, say, user_errors
+from tokencredit.files import replacing_directory
+
+_CHECKPOINT = "checkpoint.pt"
+_REPLACES = "replaces"
+"""An empty file: the run was started with --overwrite, so that it may replace a model when it is resumed, too."""
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def warmup(
@@ -20,7 +31,7 @@ def warmup(
         Path,
         typer.Option(help='Lines of {"prompt": ..., "completion": "..."}, JSONL.', exists=True, dir_okay=False),
     ],
-    out: Annotated[Path, typer.Option(help="A new folder for the model; a run that was interrupted goes on.")],
+    out: Annotated[Path, typer.Option(help="The folder for the model, which is made.")],
     chat: Annotated[
         bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
     ] = False,
@@ -34,6 +45,8 @@ def warmup(
         bool | None, typer.Option(help="Compute in bfloat16.", show_default="where the hardware is fast at it")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds the adapter and the order of the examples.")] = 0,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Teach a causal LM to write completions like the given ones, before `tokencredit train`."""
     if Path(model).exists():
@@ -44,21 +57,60 @@ def warmup(
         from tokencredit.cli.models import load_policy
         from tokencredit.supervised import Supervision, fine_tune, load_lessons
     quiet_libraries()
-    checkpoint = out.with_name(f".{out.name}.checkpoint")
     with user_errors():
-        if out.exists():
-            raise ValueError(f"{out} exists: choose another --out, or remove it")
         recipe = Supervision(steps, batch_size, learning_rate, seed, bf16)
+        settings = {"command": "warmup", "model": model, "data": str(data), "chat": chat, "lora_rank": lora_rank}
+        settings |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+        settings |= {"bf16": bf16}
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        replace = overwrite or (resume and (unfinished / _REPLACES).exists())
+        _check_model_folder(out, model, replace=replace)
+        check_claim(unfinished, settings, overwrite=overwrite, resume=resume)
         policy, tokenizer = load_policy(model)
         lessons = load_lessons(data, tokenizer, chat=chat)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        trained = _with_adapter(policy.float(), lora_rank, seed)
-        with Bars() as bars:
-            bars.stage("warm-up", steps)
-            fine_tune(trained, lessons, recipe, checkpoint=checkpoint, on_step=_shown(bars))
-    _save(trained.merge_and_unload() if lora_rank else trained, tokenizer, out)
-    checkpoint.unlink(missing_ok=True)
-    console.print(f"saved: {escape(str(out))}")
+        claim_folder(unfinished, settings, overwrite=overwrite, resume=resume)
+        if overwrite:
+            (unfinished / _REPLACES).touch()
+        with _explained(unfinished, overwrite):
+            trained = _with_adapter(policy.float(), lora_rank, seed)
+            with Bars() as bars:
+                bars.stage("warm-up", steps)
+                fine_tune(trained, lessons, recipe, checkpoint=unfinished / _CHECKPOINT, on_step=_shown(bars))
+            _save(trained.merge_and_unload() if lora_rank else trained, tokenizer, out)
+    shutil.rmtree(unfinished)
+    say(f"saved: {out}")
+
+
+def _check_model_folder(out: Path, model: str, *, replace: bool) -> None:
+    """Raise a ValueError where the model cannot be saved in `out`, or what is there may not be replaced."""
+    check_folder(out)
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not replace:
+        raise ValueError(f"{out} exists: choose another --out, or --overwrite to replace it")
+    if not any(path for pattern in _WEIGHTS for path in out.glob(pattern)):
+        raise ValueError(
+            f"--overwrite: {out} holds no model, which is all that a warm-up replaces: choose another --out"
+        )
+    if Path(model).exists() and out.resolve() in (Path(model).resolve(), *Path(model).resolve().parents):
+        raise ValueError(f"{out} holds the model that is to be trained: choose another --out")
+
+
+@contextmanager
+def _explained(unfinished: Path, overwrite: bool) -> Iterator[None]:
+    """Around training: Ctrl-C ends the command with exit code 130, and says how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = "--resume in place of --overwrite" if overwrite else "--resume"
+        advice = (
+            f"{unfinished / _CHECKPOINT} holds the training so far: the same command with {how} goes on from there."
+        )
+        if not (unfinished / _CHECKPOINT).exists():
+            advice = "There is no checkpoint yet: the same command starts from the beginning."
+            shutil.rmtree(unfinished)
+        with explained_interruption(advice):
+            raise
 
 
 def _with_adapter(policy: Any, rank: int, seed: int) -> Any:
@@ -80,11 +132,7 @@ def _shown(bars: Bars) -> Any:
 
 
 def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    """The folder appears when it is complete."""
-    partial = out.with_name(f".{out.name}-{uuid4().hex[:12]}")
-    try:
+    """The folder appears, or is replaced, when it is complete."""
+    with replacing_directory(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

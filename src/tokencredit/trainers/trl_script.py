@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,25 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tokencredit import rewards
 from tokencredit.checkpoints import load_complete
-from tokencredit.data import load_problems
+from tokencredit.instructions import load_instructed
 from tokencredit.signals import RewardModel
 from tokencredit.trainers.trl import CreditGRPOConfig, CreditGRPOTrainer
+from tokencredit.trainers.trl_arguments import TrainArguments
+
+__all__ = ["TrainArguments", "build_trainer"]
 
 
-@dataclass
-class TrainArguments:
-    """What is trained on and rewarded, beside `CreditGRPOConfig` and TRL's `ModelConfig`."""
-
-    data: str = field(default="", metadata={"help": "Problems: a hub name, or a .parquet, .jsonl or .json file."})
-    data_split: str = field(default="train", metadata={"help": "The split of a hub dataset."})
-    prompt_column: str | None = field(default=None, metadata={"help": "Where prompts are; found by itself if usual."})
-    answer_column: str | None = field(default=None, metadata={"help": "Where answers are; found by itself if usual."})
-    instruction: str = field(
-        default="", metadata={"help": "Text behind each question, such as where to write the answer."}
-    )
-    chat: bool = field(
-        default=False, metadata={"help": "Make text prompts a user's message, for models with a chat template."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "How many problems to use; all by default."})
-    rewards: list[str] = field(
-        default_factory=lambda: ["math"],
-        metadata={"help": "Reward functions by name, or package.module:function; reward_weights weighs them."},
-    )
-    reward_model: str | None = field(
-        default=None, metadata={"help": "What p2t reads: a sequence classifier or a process reward model."}
-    )
-    reward_separator: str | None = field(
-        default=None, metadata={"help": "What the process reward model expects behind each step."}
-    )
-
-
-def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelConfig) -> CreditGRPOTrainer:
+def build_trainer(
+    script: TrainArguments,
+    args: CreditGRPOConfig,
+    model: ModelConfig,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> CreditGRPOTrainer:
     """Everything that a run needs, loaded and checked, ready for `train()`.
+
+    Args:
+        report: called with a line that says which instruction was added to the questions.
 
     Raises:
         ValueError: no model or data is named, the model cannot be loaded, a reward is unknown, the data lacks a column,
@@ -54,15 +39,17 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
         raise ValueError("name a model (model_name_or_path) and problems to train on (data)")
     _check_model(model.model_name_or_path, model)
     functions = rewards.load(script.rewards)
-    problems = load_problems(
+    problems, instruction = load_instructed(
         script.data,
         script.data_split,
+        script.instruction,
+        script.rewards,
         prompt_column=script.prompt_column,
         answer_column=script.answer_column,
-        instruction=script.instruction,
         chat=script.chat,
         limit=script.limit,
     )
+    report(instruction.sentence(len(problems), 'instruction: ""'))
     for function in functions:
         rewards.check(function, problems[:])
     init: dict[str, Any] = {
@@ -83,7 +70,8 @@ def build_trainer(script: TrainArguments, args: CreditGRPOConfig, model: ModelCo
             peft_config=get_peft_config(model),
             quantization_config=get_quantization_config(model),
             reward_model=reward_model,
-            data_name=f"{script.data}, {len(problems)} problems",
+            data_name=f"{script.data}, {len(problems)} problems"
+            + (f', with the instruction "{instruction.text.strip()}"' if instruction.text else ""),
         )
     except OSError as error:
         raise ValueError(f"{model.model_name_or_path} cannot be trained: {error}") from None
