@@ -85,7 +85,9 @@ def test_it_makes_no_difference_on_which_side_of_a_boundary_its_spaces_are(tmp_p
     before = {"steps": ["one.", f"{space}Wait no.", f"{space}So 4."], "answer": f"{space}Wait 4"}
     behind = {"steps": [f"one.{space}", f"Wait no.{space}", f"So 4.{space}"], "answer": "Wait 4"}
     known = {"prompt": "Q", "first_error": 1}
-    (rollouts, labels), (other, others) = (load(tmp_path, tokenizer, {**row, **known}) for row in (before, behind))
+    (rollouts, labels, *_), (other, others, *_) = (
+        load(tmp_path, tokenizer, {**row, **known}) for row in (before, behind)
+    )
     assert torch.equal(rollouts.step_index, other.step_index)
     assert torch.equal(rollouts.answer_start, other.answer_start)
     assert labels == others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import datasets
@@ -24,14 +25,26 @@ GSM8K = [{"question": "1+1?", "answer": "It is two.\n#### 2"}]
 MATH = [{"problem": "1+1?", "solution": "It is $\\boxed{2}$."}]
 
 
-@pytest.fixture(params=[".parquet", ".jsonl", ".json"])
+def as_cell(value):
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.fixture(params=[".parquet", ".jsonl", ".json", ".csv"])
 def write(request, tmp_path):
     def write(rows):
         path = tmp_path / f"problems{request.param}"
         if request.param == ".parquet":
             datasets.Dataset.from_list(rows).to_parquet(path)
         elif request.param == ".jsonl":
-            path.write_text("\n\n".join(json.dumps(row) for row in rows))
+            path.write_text("\n".join(json.dumps(row) for row in rows))
+        elif request.param == ".csv":
+            cells = [
+                {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items() if v is not None} for row in rows
+            ]
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(cells)
         else:
             path.write_text(json.dumps(rows, indent=1))
         return path
@@ -101,10 +114,22 @@ def test_rows_of_json_may_differ_in_their_fields(tmp_path):
         ([{"prompt": "a", "label": "1"}], {}, "no answer column.*there are prompt, label.*answer_column"),
         (TRL, {"prompt_column": "nope"}, "looked for nope"),
         (TRL, {"answer_column": "level.nope"}, "looked for level.nope"),
-        ([*TRL, {**TRL[0], "answer": None}], {}, "column answer must hold text or a number.*row 2 must"),
-        ([{"prompt": " ", "answer": "1"}] * 12, {}, r"column prompt.*12 rows: 0, 1, .*9, \.\.\. must"),
-        ([{"prompt": [{"role": "user"}], "answer": "1"}], {}, "text or chat messages.*row 0"),
-        ([{"prompt": [], "answer": "1"}, {"prompt": CHAT, "answer": "1"}], {}, "text or chat messages.*row 0"),
+        (
+            [*TRL, {**TRL[0], "answer": None}],
+            {},
+            r"column answer must hold text or a number.*(row|line) [34] must",
+        ),
+        (
+            [{"prompt": " ", "answer": "1"}] * 12,
+            {},
+            r"column prompt.*12 (row|line)s: [12], .*1[01]?, \.\.\. must",
+        ),
+        ([{"prompt": [{"role": "user"}], "answer": "1"}], {}, "text or chat messages.*(row|line) [12]"),
+        (
+            [{"prompt": [], "answer": "1"}, {"prompt": CHAT, "answer": "1"}],
+            {},
+            "column prompt .*(row|line) [12]",
+        ),
         (TRL, {"limit": 0}, "limit must be at least 1"),
     ],
 )
@@ -117,11 +142,15 @@ def test_what_is_missing_is_named(write, rows, options, message):
     ("name", "content", "message"),
     [
         ("p.jsonl", "", "holds no problem"),
-        ("p.jsonl", '{"prompt": "a"}\n{', "line 2"),
-        ("p.jsonl", "3\n", "row 0 hold something else"),
-        ("p.json", "[1, {}]", "row 0"),
+        ("p.jsonl", '{"prompt": "a"}\n{', "line 2: not JSON"),
+        ("p.jsonl", "3\n", "line 1: expected a JSON object"),
+        ("p.json", "[1, {}]", "row 1: expected a JSON object"),
         ("p.parquet", "no parquet", "cannot be read"),
-        ("p.jsonl", '{"prompt": 1, "answer": "2"}\n{"prompt": "a", "answer": "2"}', "cannot be read"),
+        (
+            "p.jsonl",
+            '{"prompt": 1, "answer": "2"}\n{"prompt": "a", "answer": "2"}',
+            "cannot be read: column prompt holds a number in line 1 and text in line 2",
+        ),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, message):
@@ -133,6 +162,72 @@ def test_a_broken_file_is_named(tmp_path, name, content, message):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         load_problems(tmp_path / "absent.json", "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("mine.jsnol", "there is no file .*in that folder are: mine.jsonl, mine.txt, other.csv"),
+        ("here/mine.json", "there is no file .*there is no folder .*here"),
+        ("mine.txt", "the suffix .txt, which is not known: expected .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_a_name_that_is_a_path_is_never_looked_for_on_the_hub(tmp_path, monkeypatch, source, message):
+    monkeypatch.setattr(datasets, "load_dataset", None)  # not to be called
+    for name in ("other.csv", "mine.jsonl", "mine.txt"):
+        (tmp_path / name).write_text("prompt,answer\na,1\n")
+    with pytest.raises(ValueError, match=message):
+        load_problems(tmp_path / source, "train")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match=message):
+        load_problems(f"./{tmp_path.name}/{source}", "train")
+
+
+def test_a_name_that_may_be_either_is_told_of_as_both(tmp_path, monkeypatch):
+    def load_dataset(*args, **options):
+        raise datasets.exceptions.DatasetNotFoundError("not on the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"there is no file data/mine; in that folder are: mine.jsonl.*not on the hub"):
+        load_problems("data/mine", "train")
+    with pytest.raises(ValueError, match=r"data is a folder: name a file in it: mine.jsonl.*not on the hub"):
+        load_problems("data", "train")
+
+
+def test_answers_as_text_and_as_numbers_may_stand_in_one_column(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1/2"}\n{"prompt": "b", "answer": 2}\n')
+    assert load_problems(path, "train")["answer"][:] == ["1/2", "2"]
+
+
+def test_columns_of_a_csv_file_have_the_types_that_all_their_cells_have(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('prompt,answer,nums,target,id,note\n7,007,"[1, 2]",3,4,"[1"\n8,9,"[5]",,x,\n')
+    found = load_problems(path, "train")
+    assert found["prompt"][:] == ["7", "8"]
+    assert found["answer"][:] == ["007", "9"]
+    assert found["nums"][:] == [[1, 2], [5]]
+    assert found["target"][:] == [3, None]
+    assert found["id"][:] == ["4", "x"]
+    assert found["note"][:] == ["[1", None]
+
+
+@pytest.mark.parametrize("parts", [[{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}], "1+1?"])
+def test_content_in_parts_is_read_if_it_is_text(write, parts):
+    rows = [{"prompt": [{"role": "user", "content": parts}], "answer": "2"}]
+    assert load_problems(write(rows), "train")["prompt"] == [CHAT]
+
+
+def test_what_a_message_says_beside_its_content_is_not_dropped_in_silence(write):
+    message = {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}
+    with pytest.raises(ValueError, match="message 2 has tool_calls beside its content"):
+        load_problems(write([{"prompt": [*CHAT, message], "answer": "2"}]), "train")
+    image = [{"role": "user", "content": [{"type": "image", "text": None}]}]
+    with pytest.raises(ValueError, match="message 1 must be text; it holds image"):
+        load_problems(write([{"prompt": image, "answer": "2"}]), "train")
 
 
 def test_data_of_the_hub_by_name_configuration_and_split(monkeypatch):

@@ -19,7 +19,7 @@ ROWS = [
 def load(tmp_path, rows):
     path = tmp_path / "mine.jsonl"
     path.write_text("\n\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    return load_labelled(path, TOKENIZER)
+    return load_labelled(path, TOKENIZER).labelled
 
 
 def test_steps_and_answers_lie_where_the_text_says(tmp_path):
@@ -42,7 +42,7 @@ def test_steps_and_answers_lie_where_the_text_says(tmp_path):
         ("[1]", "expected"),
         ({"prompt": "Q", "steps": "b", "answer": "3"}, "expected"),
         ({"prompt": "Q", "steps": ["b", ""], "answer": "3"}, "none of them empty"),
-        ({"prompt": "Q", "steps": ["b"]}, "none of them empty"),
+        ({"prompt": "Q", "steps": ["b"]}, "answer is missing"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": [True, False]}, "1 steps need as many labels"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": ["yes"]}, "true, false or null"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "essential": [1]}, "true, false or null"),
@@ -69,6 +69,6 @@ def test_special_tokens_that_end_a_text_do_not_stand_behind_the_prompt(tmp_path)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(ROWS[0]))
-    prompt = load_labelled(path, tokenizer).rollouts.prompt_ids[0].tolist()
+    prompt = load_labelled(path, tokenizer).labelled.rollouts.prompt_ids[0].tolist()
     assert prompt[0] == tokenizer.bos_token_id
     assert tokenizer.eos_token_id not in prompt

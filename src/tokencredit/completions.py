@@ -1,79 +1,101 @@
-"""A user's completions, from JSON Lines, as rollouts whose spans are marked.
+"""A user's completions, from a file, as rollouts whose spans are marked.
 
-One completion a line, in one of two layouts. Plain text, whose steps a splitter finds:
+One completion a row, in one of two layouts. Plain text, whose steps a splitter finds:
 
     {"prompt": "...", "completion": "... </think> ...", "correct": true, "reward": 1.0}
 
 or with its steps, and what is known about them, as `tokencredit.labelled` reads it. `prompt` may be chat messages,
-which go through the tokenizer's chat template; `correct` and `reward` may be left out.
+which go through the tokenizer's chat template, and then `completion` may be one message of the assistant; `correct` and
+`reward` may be left out. docs/formats.md describes the files and layouts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tokencredit.labelled import padded_right, prompt_ids, read_lines, read_rows, rollouts_of, text_ids
+from tokencredit import layouts
+from tokencredit.chat import as_prompt, completion_text, end_of_turn
+from tokencredit.labelled import LABELS, LabelledRow, fitting, labelled_row, padded_right, prompt_ids, rollouts_of
+from tokencredit.long_traces import LongTraces, fit
 from tokencredit.padding import padded_left
+from tokencredit.prompts import text_ids
 from tokencredit.rollouts import Rollouts, numbered
 from tokencredit.steps import Splitter, check_span_options, find_spans
+from tokencredit.tables import Table, convert, read_table
 
 
 class Completions(NamedTuple):
     """`labels`: of each completion `correct` and `reward`, null where the file does not say, and in the layout with
-    steps `essential`, a label a step, and `first_error`, a token."""
+    steps `essential`, a label a step, and `first_error`, a token. `long`: what became of traces that are longer than
+    the model's context. `columns`: the names of the file's columns."""
 
     rollouts: Rollouts
     labels: list[dict[str, Any]]
+    long: LongTraces = LongTraces()
+    columns: Sequence[str] = ()
 
 
 def load_completions(
-    path: Path,
+    path: Path | str,
     tokenizer: Any,
     splitter: str | Splitter = "phrases",
     *,
     end_of_reasoning: str = "</think>",
     answer: str = "auto",
+    chat: bool = False,
+    context: int | None = None,
+    long_traces: str = "refuse",
 ) -> Completions:
     """Completions of the same prompt are a group. The rollouts have `correct` or `rewards` only where all rows do.
 
     Args:
+        path: a file of one of the formats of `tokencredit.tables`.
         splitter, end_of_reasoning, answer: find the spans of plain text, as in `mark_spans`.
+        chat: make text prompts a user's message, which goes through the chat template.
+        context: how many tokens the model takes (see `long_traces.context_of`); None for no limit.
+        long_traces: what becomes of longer traces: `refuse` raises an error, `skip` leaves them out, `truncate` cuts
+            plain text off at its end and leaves labelled traces out. Groups are those of the traces that are left.
 
     Raises:
-        ValueError: a line is broken (its number is named), the file mixes the layouts, there is no completion, or
-            how to find spans is given for a file that holds them.
+        ValueError: a row is broken (its place is named), the file mixes the layouts, there is no completion, how to
+            find spans is given for a file that holds them, or a trace is too long.
     """
     check_span_options(splitter, end_of_reasoning, answer)
-    if _is_plain(path):
-        plain = read_lines(path, lambda record: _plain(record, tokenizer))
+    table = read_table(path, typed=LABELS)
+    if not table.rows:
+        raise ValueError(f"{path} holds no completion")
+    labels: list[dict[str, Any]]
+    if _is_plain(table):
+        plain, long = _fitting_text(convert(table, lambda row: _plain(row, tokenizer, chat)), context, long_traces)
         rollouts = find_spans(_batch(plain), tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
-        labels: list[dict[str, Any]] = [{"correct": row.correct, "reward": row.reward} for row in plain]
+        labels = [{"correct": row.correct, "reward": row.reward} for row in plain]
     else:
-        _check_without_effect(path, splitter, end_of_reasoning, answer)
-        rows = read_rows(path, tokenizer)
+        _check_without_effect(table.path, splitter, end_of_reasoning, answer)
+        rows, long = fitting(convert(table, lambda row: _labelled(row, tokenizer, chat)), context, long_traces)
         rollouts = rollouts_of(rows)
-        labels = [
-            {
-                "correct": row.correct,
-                "reward": None,
-                "essential": row.essential,
-                "first_error": None if row.first_error is None else row.part.index(row.first_error),
-            }
-            for row in rows
-        ]
+        labels = list(map(_labels, rows))
+    return Completions(_with_outcomes(rollouts, labels), labels, long, table.columns)
+
+
+def _with_outcomes(rollouts: Rollouts, labels: list[dict[str, Any]]) -> Rollouts:
     correct, rewards = ([label[name] for label in labels] for name in ("correct", "reward"))
     prompts = [tuple(ids[mask].tolist()) for ids, mask in zip(rollouts.prompt_ids, rollouts.prompt_mask, strict=True)]
-    known = replace(
+    return replace(
         rollouts,
         correct=None if None in correct else torch.tensor(correct),
         rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
         group=torch.tensor(numbered(prompts)),
     )
-    return Completions(known, labels)
+
+
+def _labels(row: LabelledRow) -> dict[str, Any]:
+    first_error = None if row.first_error is None else row.part.index(row.first_error)
+    return {"correct": row.correct, "reward": None, "essential": row.essential, "first_error": first_error}
 
 
 def _check_without_effect(path: Path, splitter: str | Splitter, end_of_reasoning: str, answer: str) -> None:
@@ -93,33 +115,56 @@ class _Plain(NamedTuple):
     reward: float | None
 
 
-def _is_plain(path: Path) -> bool:
-    """By its first record; one that cannot be read is told of when all are."""
-    with path.open("rb") as lines:
-        return b'"completion"' in next((line for line in lines if line.strip()), b"")
+def _is_plain(table: Table) -> bool:
+    """By its first row."""
+    return not isinstance(table.rows[0].get("steps"), list)
 
 
-def _plain(record: Any, tokenizer: Any) -> _Plain:
-    expected = 'expected {"prompt": "...", "completion": "..."}, neither of them empty'
-    if not isinstance(record, dict) or not isinstance(record.get("completion"), str) or not record["completion"]:
-        raise ValueError(expected)
-    prompt, correct, reward = record.get("prompt"), record.get("correct"), record.get("reward")
-    if prompt is None or not ((isinstance(prompt, str) and prompt) or _is_chat(prompt)):
-        raise ValueError(f'{expected}; prompt may be chat messages, [{{"role": "user", "content": "..."}}]')
+def _fitting_text(rows: list[_Plain], context: int | None, long_traces: str) -> tuple[list[_Plain], LongTraces]:
+    lengths = [(len(row.prompt), len(row.completion)) for row in rows]
+    kept, long = fit(lengths, context, long_traces, cuttable=True)
+    cut = [row._replace(completion=row.completion[:length]) for row, length in zip(rows, kept, strict=True)]
+    return [row for row in cut if row.completion], long
+
+
+def _labelled(record: dict[str, Any], tokenizer: Any, chat: bool) -> LabelledRow:
+    _check_one_layout(record, has_steps=True)
+    return labelled_row(record, tokenizer, chat=chat)
+
+
+def _check_one_layout(record: dict[str, Any], *, has_steps: bool) -> None:
+    """Raise a ValueError where a row is in both layouts, or in another one than the first row."""
+    steps = isinstance(record.get("steps"), list)
+    if steps and record.get("completion") is not None:
+        raise ValueError("the row has both a completion and steps, which are two layouts: leave one of them out")
+    if steps != has_steps and (steps or layouts.holds(record, "completion")):
+        here, before = ("steps", "completions") if steps else ("a completion", "steps")
+        raise ValueError(f"the row has {here}, but the first row has {before}: split the file in two")
+
+
+def _plain(record: dict[str, Any], tokenizer: Any, chat: bool) -> _Plain:
+    _check_one_layout(record, has_steps=False)
+    named = layouts.with_names(record, layouts.TEXT)
+    if named.get("prompt") is None or named.get("completion") is None:
+        known = [name for name in record if record[name] is not None]
+        raise ValueError(layouts.mismatch(known, (layouts.TEXT, layouts.STEPS, layouts.PROCESSBENCH)))
+    prompt = as_prompt(named["prompt"], chat=chat)
+    completion = text_ids(completion_text(named["completion"]), tokenizer)
+    if not isinstance(named["completion"], str):
+        completion += _end(prompt, named, tokenizer)
+    correct, reward = record.get("correct"), record.get("reward")
     if type(correct) not in (bool, type(None)):
-        raise ValueError(f"correct must be true, false or null; got {correct!r}")
+        raise ValueError(f"correct must be true, false or null; got {correct!r:.80}")
     if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
         raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
-    completion = text_ids(record["completion"], tokenizer)
     return _Plain(prompt_ids(prompt, tokenizer), completion, correct, None if reward is None else float(reward))
 
 
-def _is_chat(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(message, dict) and message.get("role") and message.get("content") for message in prompt)
-    )
+def _end(prompt: str | list[Any], row: dict[str, Any], tokenizer: Any) -> list[int]:
+    """The end of the assistant's turn, unless the row says that the completion was cut off before."""
+    if isinstance(prompt, str):
+        raise ValueError("the completion is a chat message, but the prompt is text: write both the same way, or --chat")
+    return [] if row.get("truncated") is True else end_of_turn(prompt, tokenizer)
 
 
 def _batch(rows: list[_Plain]) -> Rollouts:

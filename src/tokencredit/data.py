@@ -7,19 +7,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
-_FILES = (".parquet", ".jsonl", ".json")
-_PROMPTS = ("prompt", "question", "problem")
+from tokencredit.chat import BESIDE_CONTENT, as_prompt, chat_messages
+from tokencredit.layouts import PROMPT_NAMES, similar
+from tokencredit.paths import existing_file, may_be_a_path, names_a_file
+from tokencredit.tables import FORMATS, Table, inferred, read_parquet, read_table, suffix_of
+
 _ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A dataset, and what its rows are called: `unit` and `numbers`, from 1."""
+
+    name: str
+    data: Dataset
+    unit: str
+    numbers: Sequence[int]
+
+    def first(self, count: int) -> _Source:
+        count = min(count, len(self.data))
+        return _Source(self.name, self.data.select(range(count)), self.unit, self.numbers[:count])
+
+    def listed(self, rows: Sequence[int]) -> str:
+        shown = ", ".join(str(self.numbers[row]) for row in rows[:10])
+        how_many = self.unit if len(rows) == 1 else f"{len(rows)} {self.unit}s:"
+        return f"{how_many} {shown}{', ...' if len(rows) > 10 else ''}"
 
 
 def load_problems(
@@ -35,7 +56,8 @@ def load_problems(
     """Problems with the columns `prompt` (text or chat messages) and `answer` (text), and the source's other columns.
 
     Args:
-        source: a .parquet, .jsonl or .json file, or the hub's name, with a configuration as `openai/gsm8k:main`.
+        source: a file of one of the formats of `tokencredit.tables`, or the hub's name, with a configuration as
+            `openai/gsm8k:main`, or a folder that the library `datasets` can load.
         split: of a hub's data; a file is one split.
         prompt_column, answer_column: where the layout is none of the known ones; `outer.inner` reads inside a struct.
         instruction: put behind each question (text, or the user's last message), such as where to write the answer.
@@ -47,101 +69,150 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1; got {limit}")
-    found = _from_file(Path(source)) if str(source).endswith(_FILES) else _from_hub(str(source), split)
+    if names_a_file(str(source)):
+        found = _from_file(existing_file(source), prompt_column, answer_column)
+    else:
+        found = _from_hub(str(source), split)
     if limit is not None:
-        found = found.select(range(min(limit, len(found))))
-    if len(found) == 0:
+        found = found.first(limit)
+    if len(found.data) == 0:
         raise ValueError(f"{source} holds no problem")
-    prompt_name = _column(found, prompt_column, _PROMPTS, "prompt", source)
-    answer_name = _column(found, answer_column, _ANSWERS, "answer", source)
-    read = _read(found, prompt_name, _prompt, "text or chat messages", source)
+    prompt_name = _column(found, prompt_column, PROMPT_NAMES, "prompt")
+    answer_name = _column(found, answer_column, _ANSWERS, "answer")
+    read = _read(found, prompt_name, _prompt, "text or chat messages")
     prompts = [_phrased(prompt, instruction, chat) for prompt in read]
-    answers = _read(found, answer_name, _answer, "text or a number", source)
+    answers = _read(found, answer_name, _answer, "text or a number")
     own = {"prompt": prompts, "answer": answers}
-    others = found.remove_columns([n for n in {prompt_name, answer_name, *own} if n in found.column_names])
+    data = found.data
+    others = data.remove_columns([n for n in {prompt_name, answer_name, *own} if n in data.column_names])
     if not others.column_names:  # a table without columns has lost its rows
         return Dataset.from_dict(own)
     return others.add_column("prompt", prompts).add_column("answer", answers)
 
 
-def _from_file(path: Path) -> Dataset:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+def _from_file(path: Path, prompt_column: str | None, answer_column: str | None) -> _Source:
+    if suffix_of(path) == ".parquet":
+        data = Dataset(read_parquet(path))
+        return _Source(str(path), data, "row", range(1, len(data) + 1))
+    prompts = [name for name in (*PROMPT_NAMES, prompt_column) if name]
+    answers = [name for name in (*_ANSWERS, answer_column) if name]
+    table = inferred(read_table(path), text=[*prompts, *answers])
+    # Not every row of a JSON file has every field.
+    columns = {name: [row.get(name) for row in table.rows] for name in table.columns}
+    for name in columns.keys() & {*prompts}:
+        columns[name] = list(map(_as_text_messages, columns[name]))
+    for name in columns.keys() & {*answers}:
+        columns[name] = _alike(columns[name])
+    arrays = {name: _array(name, values, table) for name, values in columns.items()}
+    return _Source(str(path), Dataset(pa.table(arrays)), table.unit, table.numbers)
+
+
+def _as_text_messages(value: Any) -> Any:
+    """Chat messages whose content is text, because a column holds one kind of content; what is wrong is told later."""
     try:
-        if path.suffix == ".parquet":
-            return Dataset(pq.read_table(path))
-        rows = _json_rows(path)
-        # Not every row of a JSON file has every field.
-        names = dict.fromkeys(name for row in rows for name in row)
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowException, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        return chat_messages(value) if isinstance(value, list) else value
+    except ValueError:
+        return value
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n") if path.suffix == ".jsonl" else [text]
-    rows: list[Any] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            rows += record if isinstance(record, list) and path.suffix == ".json" else [record]
-    if wrong := [row for row, record in enumerate(rows) if not isinstance(record, dict)]:
-        raise ValueError(f"{path}: expected a JSON object a problem; {_listed(wrong)} hold something else")
-    return rows
+def _alike(values: list[Any]) -> list[Any]:
+    """Numbers as text, where some of the answers are text."""
+    if not any(isinstance(value, str) for value in values):
+        return values
+    return [str(value) if type(value) in (int, float) else value for value in values]
 
 
-def _from_hub(source: str, split: str) -> Dataset:
+def _array(name: str, values: list[Any], table: Table) -> Any:
+    try:
+        return Dataset.from_dict({name: values}).data.column(0)
+    except (pa.ArrowException, RecursionError) as error:
+        kinds: dict[str, int] = {}
+        for row, value in enumerate(values):
+            kinds.setdefault(_kind(value), row)
+        mixed = [f"{kind} in {table.unit} {table.numbers[row]}" for kind, row in kinds.items() if kind != "nothing"]
+        why = f"holds {' and '.join(mixed[:3])}: write all its values alike" if len(mixed) > 1 else f"holds {error}"
+        raise ValueError(f"{table.path} cannot be read: column {name} {why}") from None
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "nothing")
+
+
+def _from_hub(source: str, split: str) -> _Source:
     name, _, configuration = source.partition(":")
     try:
-        return datasets.load_dataset(name, configuration or None, split=split)
+        data = datasets.load_dataset(name, configuration or None, split=split)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source}, split {split!r}, cannot be loaded: {error}. Expected a file ({', '.join(_FILES)}) or a hub's "
-            f"dataset, NAME or NAME:CONFIGURATION"
+            f"{_no_file(source)}{source}, split {split!r}, cannot be loaded: {error}. Expected a file "
+            f"({', '.join(FORMATS)}, each also with .gz) or a hub's dataset, NAME or NAME:CONFIGURATION"
         ) from None
+    return _Source(source, data, "row", range(1, len(data) + 1))
 
 
-def _column(found: Dataset, asked: str | None, known: Sequence[str], role: str, source: Any) -> str:
-    name = next((n for n in ([asked] if asked else known) if _has(found, n)), None)
+def _no_file(source: str) -> str:
+    """What a name that may also be a path has to do with files that are here."""
+    if not may_be_a_path(source) and not Path(source).is_dir():
+        return ""
+    try:
+        existing_file(source)
+    except ValueError as error:
+        return f"{error}. As a {'dataset in a folder' if Path(source).is_dir() else 'dataset of the Hub'}, "
+    return ""
+
+
+def _column(found: _Source, asked: str | None, known: Sequence[str], role: str) -> str:
+    name = next((n for n in ([asked] if asked else known) if _has(found.data, n)), None)
     if name is None:
+        names = found.data.column_names
+        meant = similar(asked or role, names)
         raise ValueError(
-            f"{source} has no {role} column: looked for {asked or ', '.join(known)}; "
-            f"there are {', '.join(found.column_names)}. Name it with {role}_column"
+            f"{found.name} has no {role} column: looked for {asked or ', '.join(known)}; "
+            f"there are {', '.join(names)}. Name it with {role}_column{f', such as {meant}' if meant else ''}"
         )
     return name
 
 
-def _has(found: Dataset, name: str) -> bool:
+def _has(data: Dataset, name: str) -> bool:
     outer, dot, inner = name.partition(".")
-    if name in found.column_names or not dot:
-        return name in found.column_names
-    fields = found.features.get(outer)
+    if name in data.column_names or not dot:
+        return name in data.column_names
+    fields = data.features.get(outer)
     return isinstance(fields, Mapping) and inner in fields
 
 
-def _read(found: Dataset, name: str, convert: Callable[[Any], Any], expected: str, source: Any) -> list[Any]:
-    """A column's values, converted; `convert` gives None for what it cannot take."""
+def _read(found: _Source, name: str, convert: Callable[[Any], Any], expected: str) -> list[Any]:
+    """A column's values, converted; `convert` raises a ValueError for what it cannot take."""
     outer, _, inner = name.partition(".")
-    raw = found[name] if name in found.column_names else [(value or {}).get(inner) for value in found[outer]]
-    values = [convert(value) for value in raw]
-    if wrong := [row for row, value in enumerate(values) if value is None]:
+    data = found.data
+    raw = data[name] if name in data.column_names else [(value or {}).get(inner) for value in data[outer]]
+    values, wrong, reasons = [], [], []
+    for row, value in enumerate(raw):
+        try:
+            values.append(convert(value))
+        except ValueError as error:
+            wrong.append(row)
+            reasons.append(str(error))
+    if wrong:
+        reason = f" ({found.unit} {found.numbers[wrong[0]]}: {reasons[0]})" if reasons[0] else ""
         raise ValueError(
-            f"{source}: column {name} must hold {expected}, not empty; {_listed(wrong)} must be corrected or dropped"
+            f"{found.name}: column {name} must hold {expected}, not empty; {found.listed(wrong)} must be corrected or "
+            f"dropped{reason}"
         )
     return values
 
 
 def _prompt(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.strip() else None
-    fit = isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value)
-    if not fit or not all(isinstance(m.get(key), str) for m in value for key in ("role", "content")):
-        return None
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError
+    prompt = as_prompt(value)
+    if isinstance(prompt, str):
+        return prompt
+    for number, message in enumerate(prompt, start=1):
+        if beside := [name for name in BESIDE_CONTENT if message.get(name)]:
+            raise ValueError(f"message {number} has {beside[0]} beside its content, which would be lost")
+    return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
 
 def _phrased(prompt: Any, instruction: str, chat: bool) -> Any:
@@ -152,12 +223,9 @@ def _phrased(prompt: Any, instruction: str, chat: bool) -> Any:
     return [{**m, "content": m["content"] + instruction * (i == last)} for i, m in enumerate(prompt)]
 
 
-def _answer(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(value) if str(value).strip() else None
-
-
-def _listed(rows: Sequence[int]) -> str:
-    shown = ", ".join(map(str, rows[:10]))
-    return f"{'row' if len(rows) == 1 else f'{len(rows)} rows:'} {shown}{', ...' if len(rows) > 10 else ''}"
+def _answer(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise ValueError
+    if value != value:
+        raise ValueError("the answer is not a number (NaN)")
+    return str(value)

@@ -1,11 +1,12 @@
-"""A user's completions with labelled steps, from JSON Lines.
+"""A user's completions with labelled steps, from a file.
 
-One completion a line; its text is the steps, one after the other, and then the answer:
+One completion a row; its text is the steps, one after the other, and then the answer:
 
     {"prompt": "...", "steps": ["1+6=7. ", "Wait: 7.</think>"], "answer": "7", "essential": [true, false]}
 
 `null` in `essential` leaves a step without a label; without `essential` no step has one. Where it is known, `correct`
 says whether the answer is right, and `first_error` the number of the first wrong step (`len(steps)` for the answer).
+`prompt` may be chat messages, which go through the tokenizer's chat template. docs/formats.md describes the files.
 It makes no difference whether the spaces between two steps are written at the end of one or at the start of the other.
 
 ProcessBench's layout does as well; its last step is the answer, and steps are paragraphs:
@@ -15,24 +16,28 @@ ProcessBench's layout does as well; its last step is the answer, and steps are p
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tokencredit import layouts
+from tokencredit.chat import as_prompt
+from tokencredit.long_traces import LongTraces, fit
 from tokencredit.padding import padded_left
-from tokencredit.prompts import encode_prompt
+from tokencredit.prompts import encode_prompt, text_ids
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.reward_layout import text_pieces
 from tokencredit.steps import token_offsets
+from tokencredit.tables import read_each
 
-Row = TypeVar("Row")
+LABELS = ("steps", "essential", "first_error", "correct", "label", "final_answer_correct", "reward", "truncated")
+"""Columns of traces that hold no text, which CSV cannot tell."""
 
 
 class Labelled(NamedTuple):
@@ -57,47 +62,45 @@ class LabelledRow(NamedTuple):
     correct: bool | None
 
 
-def load_labelled(path: Path, tokenizer: Any) -> Labelled:
+class LabelledTraces(NamedTuple):
+    """The labelled completions of a file, and what became of traces that are longer than the model's context."""
+
+    labelled: Labelled
+    long: LongTraces
+
+
+def load_labelled(
+    path: Path | str, tokenizer: Any, *, chat: bool = False, context: int | None = None, long_traces: str = "refuse"
+) -> LabelledTraces:
     """
+    Args:
+        path, chat, context: as in `load_completions`.
+        long_traces: what becomes of traces longer than `context`: `refuse` raises an error. Labelled traces are never
+            cut off, since their labels are about all of them: `skip` and `truncate` both leave long ones out.
+
     Raises:
-        ValueError: a line is broken (its number is named), or there is none.
+        ValueError: a row is broken (its place is named), there is none, or a trace is too long.
     """
-    rows = read_rows(path, tokenizer)
+    rows, long = fitting(read_rows(path, tokenizer, chat=chat), context, long_traces)
     labels = [row.essential for row in rows]
-    return Labelled(
+    labelled = Labelled(
         rollouts_of(rows),
         padded_right([[label is True for label in row] for row in labels], False),
         padded_right([[label is not None for label in row] for row in labels], False),
     )
+    return LabelledTraces(labelled, long)
 
 
-def read_rows(path: Path, tokenizer: Any) -> list[LabelledRow]:
-    """The file, line by line; raises as `load_labelled`."""
-    return read_lines(path, lambda record: _row(record, tokenizer))
+def read_rows(path: Path | str, tokenizer: Any, *, chat: bool = False) -> list[LabelledRow]:
+    """The file, row by row; raises as `load_labelled`."""
+    return read_each(path, lambda row: labelled_row(row, tokenizer, chat=chat), typed=LABELS, content="completion")
 
 
-def read_lines(path: Path, read: Callable[[Any], Row]) -> list[Row]:
-    """What `read` makes of the record of each line.
-
-    Raises:
-        ValueError: a line is not JSON in UTF-8, or `read` refuses it (its number is named), or there is none.
-    """
-    rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    text = line.decode("utf-8-sig")
-                    record = json.loads(text)
-                    json.dumps(record, ensure_ascii=False).encode()
-                    rows.append(read(record))
-                except UnicodeEncodeError:
-                    raise ValueError(f"{path}, line {number}: half of a surrogate pair is no text") from None
-                except (ValueError, TypeError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from None
-    if not rows:
-        raise ValueError(f"{path} holds no completion")
-    return rows
+def fitting(rows: Sequence[LabelledRow], context: int | None, long_traces: str) -> tuple[list[LabelledRow], LongTraces]:
+    """The traces that fit into the model's context; raises as `long_traces.fit`."""
+    lengths = [(len(row.prompt), len(row.completion)) for row in rows]
+    kept, long = fit(lengths, context, long_traces, cuttable=False)
+    return [row for row, length in zip(rows, kept, strict=True) if length], long
 
 
 def rollouts_of(rows: Sequence[LabelledRow]) -> Rollouts:
@@ -120,36 +123,48 @@ def padded_right(values: list[list[Any]], fill: Any) -> Tensor:
     return pad_sequence([torch.tensor(value) for value in values], batch_first=True, padding_value=fill)
 
 
-def _row(record: Any, tokenizer: Any) -> LabelledRow:
-    record = _plain_layout(record)
-    expected = 'expected {"prompt": "...", "steps": ["...", ...], "answer": "...", "essential": [true, null, ...]}'
-    if not isinstance(record, dict) or not isinstance(record.get("steps"), list) or not record["steps"]:
-        raise ValueError(expected)
-    steps, parts = record["steps"], [*record["steps"], record.get("answer")]
-    labels = record.get("essential", [None] * len(steps))
-    if not all(isinstance(text, str) and text for text in (record.get("prompt"), *parts)) or not isinstance(
-        labels, list
-    ):
-        raise ValueError(f"{expected}, none of them empty")
-    if len(labels) != len(steps) or not all(label is None or type(label) is bool for label in labels):
-        raise ValueError(f"{len(steps)} steps need as many labels in essential, true, false or null; got {labels}")
-    error, correct = record.get("first_error"), record.get("correct")
-    if error is not None and (type(error) is not int or not 0 <= error <= len(steps)):
-        raise ValueError(f"first_error must be a step from 0 to {len(steps)} (the answer), or null; got {error!r}")
-    if not (correct is None or type(correct) is bool):
-        raise ValueError(f"correct must be true, false or null; got {correct!r}")
-    completion, part = _tokens(parts, tokenizer)
+def labelled_row(record: dict[str, Any], tokenizer: Any, *, chat: bool = False) -> LabelledRow:
+    """A row of a file, in our layout or in ProcessBench's.
+
+    Raises:
+        ValueError: what it lacks, or what is wrong with it.
+    """
+    record = layouts.with_names(_our_layout(record), layouts.STEPS)
+    if any(record.get(name) is None for name in layouts.STEPS.required):
+        known = [name for name in record if record[name] is not None]
+        raise ValueError(layouts.mismatch(known, (layouts.STEPS, layouts.PROCESSBENCH, layouts.TEXT)))
+    prompt, steps, answer = record["prompt"], record["steps"], record["answer"]
+    if not isinstance(steps, list) or not steps or not all(isinstance(text, str) and text for text in (*steps, answer)):
+        raise ValueError(f"expected {layouts.STEPS.example}: steps and answer are texts, none of them empty")
+    labels, error, correct = _labels_of(record, len(steps))
+    completion, part = _tokens([*steps, answer], tokenizer)
     if error is not None and error not in part:
         raise ValueError(
             f"no token begins in step {error}, the first error: it is nothing but spaces, or shares its only token "
             "with the step before; join the two"
         )
-    return LabelledRow(prompt_ids(record["prompt"], tokenizer), completion, part, labels, error, correct)
+    return LabelledRow(prompt_ids(as_prompt(prompt, chat=chat), tokenizer), completion, part, labels, error, correct)
 
 
-def _plain_layout(record: Any) -> Any:
+def _labels_of(record: dict[str, Any], steps: int) -> tuple[list[bool | None], int | None, bool | None]:
+    """`essential`, a label a step; `first_error` and `correct`."""
+    labels = record.get("essential")
+    labels = [None] * steps if labels is None else labels
+    if not isinstance(labels, list) or len(labels) != steps or not all(type(x) in (bool, type(None)) for x in labels):
+        raise ValueError(f"{steps} steps need as many labels in essential, true, false or null; got {labels!r:.80}")
+    error, correct = record.get("first_error"), record.get("correct")
+    if type(error) is float and error.is_integer():  # tables with gaps store whole numbers so
+        error = int(error)
+    if error is not None and (type(error) is not int or not 0 <= error <= steps):
+        raise ValueError(f"first_error must be a step from 0 to {steps} (the answer), or null; got {error!r:.80}")
+    if not (correct is None or type(correct) is bool):
+        raise ValueError(f"correct must be true, false or null; got {correct!r:.80}")
+    return labels, error, correct
+
+
+def _our_layout(record: dict[str, Any]) -> dict[str, Any]:
     """A record of ProcessBench in our layout; any other as it is."""
-    if not isinstance(record, dict) or "label" not in record or "problem" not in record:
+    if record.get("label") is None or "problem" not in record:
         return record
     steps, label = record.get("steps"), record["label"]
     if not isinstance(steps, list) or len(steps) < 2 or not all(isinstance(step, str) for step in steps):
@@ -188,18 +203,6 @@ def _unlike(text: str, read: str) -> str:
         f"{text[max(0, at - 10) : at]!r} it reads {read[at : at + 20]!r} for {text[at : at + 20]!r}; write the text as "
         "the tokenizer reads it, or take the model that wrote it"
     )
-
-
-def text_ids(text: str, tokenizer: Any) -> list[int]:
-    """The token ids of a completion's text.
-
-    Raises:
-        ValueError: there is none.
-    """
-    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if not ids:
-        raise ValueError(f"the completion {text!r:.60} has no token: the tokenizer reads nothing in it")
-    return ids
 
 
 def prompt_ids(prompt: str | list[Any], tokenizer: Any) -> list[int]:

@@ -38,6 +38,18 @@ def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
     return encoded
 
 
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The token ids of a completion's text.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if not ids:
+        raise ValueError(f"the completion {text!r:.60} has no token: the tokenizer reads nothing in it")
+    return ids
+
+
 def check_texts(prompts: Sequence[Any], tokenizer: Any) -> None:
     """Raise a ValueError where a prompt that is text has no token; chat messages have those of the template."""
     rows = [row for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
@@ -64,12 +76,12 @@ def render_chat(messages: Any, tokenizer: Any, **template: Any) -> str:
     """
     if not (template.get("chat_template") or tokenizer.chat_template):
         raise ValueError(
-            "the prompts are chat messages, but the tokenizer has no chat template: take an instruction-tuned model, "
-            "set tokenizer.chat_template, or give prompts as text"
+            "the prompts are chat messages (text prompts become such with --chat), but the tokenizer has no chat "
+            "template: take an instruction-tuned model, set tokenizer.chat_template, or give prompts as text"
         )
-    text = _rendered(messages, tokenizer, add_generation_prompt=True, **template)
-    if text == _rendered(messages, tokenizer, add_generation_prompt=False, **template):
-        answered = _rendered([*messages, {"role": "assistant", "content": _MARK}], tokenizer, **template)
+    text = rendered(messages, tokenizer, add_generation_prompt=True, **template)
+    if text == rendered(messages, tokenizer, add_generation_prompt=False, **template):
+        answered = rendered([*messages, {"role": "assistant", "content": _MARK}], tokenizer, **template)
         # Some templates, such as Mistral's, end the user's turn with all that the assistant needs.
         between = answered.removeprefix(text).partition(_MARK)[0]
         if not answered.startswith(text) or between.strip():
@@ -80,7 +92,11 @@ def render_chat(messages: Any, tokenizer: Any, **template: Any) -> str:
     return text
 
 
-def _rendered(messages: Any, tokenizer: Any, **template: Any) -> str:
+def rendered(messages: Any, tokenizer: Any, **template: Any) -> str:
+    """
+    Raises:
+        ValueError: the template refuses these messages.
+    """
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **template)
     except TemplateError as error:

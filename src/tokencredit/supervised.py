@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from tokencredit.prompts import encode_prompt
+from tokencredit import layouts
+from tokencredit.chat import as_prompt, completion_text, end_of_turn
+from tokencredit.prompts import encode_prompt, text_ids
+from tokencredit.tables import read_each
 
 _IGNORED = -100
 _WINDOW = 8
@@ -59,30 +62,34 @@ class Supervision:
         return self.learning_rate * rising * max(0.1, 1 - (step - 1) / self.steps)
 
 
-def load_lessons(path: Path, tokenizer: Any, *, chat: bool = False) -> list[Lesson]:
-    """Lessons from JSON Lines, {"prompt": text or chat messages, "completion": text}.
+def load_lessons(path: Path | str, tokenizer: Any, *, chat: bool = False) -> list[Lesson]:
+    """Lessons from a file of rows with `prompt`, text or chat messages, and `completion`, text or a message of the
+    assistant.
+
+    A text ends with the tokenizer's end of sequence, a message with the token that ends the assistant's turn in the
+    chat template, or the end of sequence where there is none.
 
     Args:
         chat: make each text prompt a user's message, for models with a chat template.
 
     Raises:
-        ValueError: a line is broken or lacks one of them (its number is named), there is none, or the tokenizer has no
+        ValueError: a row is broken or lacks one of them (its place is named), there is none, or the tokenizer has no
             end of sequence.
     """
-    from tokencredit.labelled import read_lines
-
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so the model could not learn where to stop")
+    return read_each(path, lambda row: _lesson(row, tokenizer, chat), content="lesson")
 
-    def read(record: Any) -> Lesson:
-        prompt, completion = (record.get(k) if isinstance(record, dict) else None for k in ("prompt", "completion"))
-        if not prompt or not isinstance(prompt, str | list) or not completion or not isinstance(completion, str):
-            raise ValueError('expected {"prompt": "...", "completion": "..."}, neither of them empty')
-        messages = [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
-        ids = list(tokenizer(completion, add_special_tokens=False).input_ids)
-        return Lesson(encode_prompt(messages, tokenizer), [*ids, tokenizer.eos_token_id])
 
-    return read_lines(path, read)
+def _lesson(record: dict[str, Any], tokenizer: Any, chat: bool) -> Lesson:
+    row = layouts.with_names(record, layouts.TEXT)
+    if row.get("prompt") is None or row.get("completion") is None:
+        known = [name for name in record if record[name] is not None]
+        raise ValueError(layouts.mismatch(known, (layouts.TEXT,)))
+    prompt = as_prompt(row["prompt"], chat=chat)
+    ids = text_ids(completion_text(row["completion"]), tokenizer)
+    end = [] if isinstance(row["completion"], str) or isinstance(prompt, str) else end_of_turn(prompt, tokenizer)
+    return Lesson(encode_prompt(prompt, tokenizer), [*ids, *(end or [tokenizer.eos_token_id])])
 
 
 def fine_tune(

@@ -35,7 +35,7 @@ def text_where(rollouts, mask, row):
 
 
 def test_our_layout(tmp_path):
-    rollouts, truth = load(tmp_path, OURS)
+    rollouts, truth, _ = load(tmp_path, OURS)
     assert truth.correct.tolist() == [True, False, False]
     assert rollouts.group.tolist() == [0, 0, 1]
     assert [text_where(rollouts, truth.error, row) for row in range(3)] == ["", "a=1+2=4;</think>", "4"]
@@ -44,7 +44,7 @@ def test_our_layout(tmp_path):
 
 
 def test_processbench_layout(tmp_path):
-    rollouts, truth = load(tmp_path, PROCESSBENCH)
+    rollouts, truth, _ = load(tmp_path, PROCESSBENCH)
     assert truth.correct.tolist() == [False, True, True]
     assert text_where(rollouts, truth.error, 0).strip() == "3+0=4"
     assert not truth.error[1:].any()
@@ -52,7 +52,7 @@ def test_processbench_layout(tmp_path):
 
 
 def test_an_audit_of_a_file(tmp_path):
-    rollouts, truth = load(tmp_path, OURS)
+    rollouts, truth, _ = load(tmp_path, OURS)
     blame = signs(truth)[:, None] * (0.1 + truth.error)
     found = audit({"c": blame}, rollouts, truth).row("c").scores
     assert found["error_hit_1"].estimate.value == 1
@@ -80,6 +80,6 @@ def test_broken_lines_are_named(tmp_path, row, message):
 
 def test_rows_are_as_they_were_on_a_wider_grid(tmp_path):
     """A completion's labels do not depend on its batch mates."""
-    _, alone = load(tmp_path, OURS[1:2])
-    _, among = load(tmp_path, OURS)
+    _, alone, _ = load(tmp_path, OURS[1:2])
+    _, among, _ = load(tmp_path, OURS)
     assert torch.equal(alone.error[0], among.error[1][: alone.error.shape[1]])

@@ -1,32 +1,44 @@
-"""A user's completions and what is known about them, from JSON Lines (see `tokencredit.labelled`)."""
+"""A user's completions and what is known about them, from a file (see `tokencredit.labelled`)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from tokencredit.audit.truth import Truth
-from tokencredit.labelled import LabelledRow, padded_right, read_rows, rollouts_of
+from tokencredit.labelled import LABELS, LabelledRow, fitting, labelled_row, padded_right, rollouts_of
+from tokencredit.long_traces import LongTraces
 from tokencredit.rollouts import Rollouts, numbered
+from tokencredit.tables import read_each
 
 
-def load_traces(path: Path, tokenizer: Any) -> tuple[Rollouts, Truth]:
+class AuditedTraces(NamedTuple):
+    """Completions, what is known about them, and what became of those that are longer than the model's context."""
+
+    rollouts: Rollouts
+    truth: Truth
+    long: LongTraces
+
+
+def load_traces(
+    path: Path | str, tokenizer: Any, *, chat: bool = False, context: int | None = None, long_traces: str = "refuse"
+) -> AuditedTraces:
     """Completions of the same prompt are a group. One whose correctness is not given is wrong if it has an error.
 
-    Errors in a completion that still ends right are not audited: its tokens get credit, not blame.
+    Errors in a completion that still ends right are not audited: its tokens get credit, not blame. The arguments are
+    those of `load_labelled`.
 
     Raises:
-        ValueError: a line is broken (its number is named), or says neither `correct` nor `first_error` nor `essential`.
+        ValueError: a row is broken (its place is named), says neither `correct` nor `first_error` nor `essential`, or
+            is too long.
     """
-    rows = read_rows(path, tokenizer)
-    if unknown := [i for i, row in enumerate(rows, start=1) if not _says_something(row)]:
-        raise ValueError(
-            f"{path}: completion {unknown[0]} says neither correct nor first_error nor essential, so there is nothing "
-            "to audit credit against"
-        )
+    known = read_each(
+        path, lambda row: _known(labelled_row(row, tokenizer, chat=chat)), typed=LABELS, content="completion"
+    )
+    rows, long = fitting(known, context, long_traces)
     correct = torch.tensor([row.first_error is None if row.correct is None else row.correct for row in rows])
     group = torch.tensor(numbered(tuple(row.prompt) for row in rows))
     rollouts = replace(rollouts_of(rows), correct=correct, group=group)
@@ -38,8 +50,13 @@ def load_traces(path: Path, tokenizer: Any) -> tuple[Rollouts, Truth]:
         labelled=padded_right([[label is not None for label in row.essential] for row in rows], False),
         error=padded_right([[part == row.first_error for part in row.part] for row in rows], False) & ~correct[:, None],
     )
-    return rollouts, truth
+    return AuditedTraces(rollouts, truth, long)
 
 
-def _says_something(row: LabelledRow) -> bool:
-    return row.correct is not None or row.first_error is not None or any(label is not None for label in row.essential)
+def _known(row: LabelledRow) -> LabelledRow:
+    """The row, if there is something to audit credit against."""
+    if row.correct is None and row.first_error is None and all(label is None for label in row.essential):
+        raise ValueError(
+            "the row says neither correct nor first_error nor essential, so there is nothing to audit credit against"
+        )
+    return row

@@ -166,7 +166,7 @@ def _of_traces(model: str, path: Path, given: str, seed: int) -> dict[str, Any]:
     check_specs(specs)
     without = {spec: "name its heads: attnpo:heads=heads.json" for spec in specs if needs_heads(*parse_spec(spec))}
     policy, tokenizer = load_policy(model)
-    rollouts, truth = load_traces(path, tokenizer)
+    rollouts, truth, _ = load_traces(path, tokenizer)
     built = {
         spec: method(name, **params) for spec in specs if spec not in without for name, params in [parse_spec(spec)]
     }

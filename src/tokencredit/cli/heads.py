@@ -114,7 +114,7 @@ def _read(
         if model is None:
             raise ValueError("--traces needs the MODEL that reads them")
         users_own, tokenizer = load_policy(model)
-        return users_own, tokenizer, load_labelled(traces, tokenizer)
+        return users_own, tokenizer, load_labelled(traces, tokenizer).labelled
     chosen, tokenizer = find_task(task, level=level), build_tokenizer()
     recipe = recipe_for(task, seed=seed, steps=warmup_steps)
     policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else load_model(model)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from random import Random
 
+from tokencredit.tables import read_each
 from tokencredit.testbed.tasks import Problem, Task
 
 HELD_OUT_SHARE = 5
@@ -37,24 +37,15 @@ def generate_problems(task: Task, count: int, *, held_out: bool, seed: int) -> l
     raise ValueError(f"{task.name} at level {task.level} has fewer than {count} distinct held-out problems")
 
 
-def load_problems(task: Task, path: Path) -> tuple[list[Problem], list[Problem]]:
-    """Problems of a user's JSONL file, a record a line, split into training and held-out ones; repeats are dropped.
+def load_problems(task: Task, path: Path | str) -> tuple[list[Problem], list[Problem]]:
+    """Problems of a user's file (see `tokencredit.tables`), split into training and held-out ones; repeats are dropped.
 
     Raises:
-        ValueError: a line is broken (its number is named), or one of the two sides is empty.
+        ValueError: a row is broken (its place is named), or one of the two sides is empty.
     """
     found: dict[str, Problem] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise ValueError("expected a JSON object")
-                    problem = task.parse(record)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from None
-                found.setdefault(problem.prompt, problem)
+    for problem in read_each(path, task.parse, typed=("nums", "target"), content="problem"):
+        found.setdefault(problem.prompt, problem)
     training = [p for p in found.values() if not is_held_out(p)]
     held_out = [p for p in found.values() if is_held_out(p)]
     if not training or not held_out:
