@@ -130,12 +130,43 @@ def test_what_a_trace_says_of_itself_counts_more_than_its_reward(asked):
     assert [row["correct"] for row in found] == [True, False, True]
 
 
-def test_a_windows_file_and_a_trace_too_long_for_the_model(asked):
-    long = {"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 200 + "</think>7"}
-    result, rows = asked("--methods", "uniform", rows=[long], encoding="utf-8-sig")
+def test_a_windows_file(asked):
+    result, rows = asked("--methods", "uniform", "--no-attention", encoding="utf-8-sig")
     assert result.exit_code == 0, result.output
-    assert "the model was made for" in result.output
-    assert "".join(rows[0]["tokens"]) == long["completion"]
+    assert ["".join(row["tokens"]) for row in rows] == [row["completion"] for row in ROWS]
+
+
+def test_traces_too_long_for_the_model_are_refused_left_out_or_cut_off(asked):
+    """Their numbers are those of the file, in --trace too."""
+    out = asked.path.parent / "out"
+    long = {"prompt": "Q:a=1+6?a", "completion": "<think>" + "a=1+6=7;" * 200 + "</think>7", "correct": True}
+    words, rows = ("--methods", "uniform", "--no-attention", "--table"), [ROWS[0], long, ROWS[1]]
+    refused, _ = asked(*words, rows=rows)
+    assert refused.exit_code == 2
+    assert "1 of 3 traces are longer than the model's context" in refused.output
+    assert "--long-traces skip" in refused.output
+    assert not out.exists()
+    left_out, _ = asked(*words, "--long-traces", "skip", "--trace", 2, rows=rows)
+    assert left_out.exit_code == 2
+    assert "--trace 2: is longer than the model's context" in left_out.output
+    for rule, kept, fate in (("skip", 2, "left out: number 2 ("), ("truncate", 3, "of their completions: number 2 (")):
+        result, found = asked(*words, "--long-traces", rule, "--trace", 3, "--overwrite", rows=rows)
+        assert result.exit_code == 0, result.output
+        assert fate in result.output
+        assert fate in (out / "report.json").read_text()
+        assert json.loads((out / "config.json").read_text())["too_long"]["context"] > 0
+        assert len(found) == kept
+        assert "".join(found[-1]["tokens"]) == ROWS[1]["completion"]
+        assert "-1.000" in result.output  # the third trace is the wrong one
+    cut = "".join(found[1]["tokens"])
+    assert long["completion"].startswith(cut)
+    assert len(cut) < len(long["completion"])
+
+
+def test_a_text_prompt_can_be_a_users_message(asked):
+    result, _ = asked("--methods", "uniform", "--chat")
+    assert result.exit_code == 2
+    assert "no chat template" in result.output
 
 
 def test_what_is_there_is_only_replaced_on_request_and_only_by_what_worked(asked):
@@ -338,6 +369,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monke
     ("words", "rows", "message"),
     [
         (["--methods", "nope"], ROWS, "Valid methods"),
+        (["--long-traces", "drop"], ROWS, "refuse, skip, truncate"),
         (["--methods", "attnpo"], ROWS, "heads=heads.json"),
         (["--methods", "arca"], ROWS, "no method is left"),
         (["--outcome", "best"], ROWS, "unknown outcome"),

@@ -16,6 +16,7 @@ from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_adva
 from tokencredit.cli.outputs import Overwrite, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.score_tables import summary_table, trace_table
 from tokencredit.cli.terminal import Bars, console, offline_if_local, quiet_libraries, say, user_errors
+from tokencredit.cli.trace_options import Chat, LongTraces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +31,7 @@ PICTURES = 24
 def score(
     model: Annotated[str, typer.Argument(help="The model that wrote or reads the traces: a folder or a hub name.")],
     traces: Annotated[
-        Path,
-        typer.Option(
-            help="Completions, JSONL, as text or in labelled steps (docs/report.md).", exists=True, dir_okay=False
-        ),
+        Path, typer.Option(help="Completions, as text or in labelled steps: a file of any format of docs/formats.md.")
     ],
     methods: Annotated[
         str, typer.Option(help="Methods, NAME or NAME:PARAMETER=VALUE, separated by commas, or 'all'.")
@@ -60,6 +58,8 @@ def score(
             "\\boxed{), end_of_reasoning, or the last match of a regular expression."
         ),
     ] = "auto",
+    chat: Chat = False,
+    long_traces: LongTraces = "refuse",
     reward_model: Annotated[
         str | None, typer.Option(help="A classifier that p2t reads: a folder or a hub name.", show_default=False)
     ] = None,
@@ -87,7 +87,9 @@ def score(
     from tokencredit.cli.models import load_policy
     from tokencredit.completions import load_completions
     from tokencredit.files import write_text
+    from tokencredit.long_traces import check_rule, context_of
     from tokencredit.methods.specs import build_specs
+    from tokencredit.paths import existing_file
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import ROWS
     from tokencredit.signals import RewardModel
@@ -106,22 +108,34 @@ def score(
         "splitter": splitter,
         "end_of_reasoning": end_of_reasoning,
         "answer": answer,
+        "chat": chat,
+        "long_traces": long_traces,
         "reward_model": reward_model,
     }
     inputs = (model, traces, reward_model)
     with user_errors(), explained_interruption("Nothing has been written."):
         check_claim(folder, asked, overwrite=overwrite, inputs=inputs)
+        existing_file(traces)
+        check_rule(long_traces)
         check_outcome(outcome, correct_threshold)
         check_span_options(splitter, end_of_reasoning, answer)
         built, needing = build_specs(methods)
         policy, tokenizer = load_policy(model)
-        completions = load_completions(traces, tokenizer, splitter, end_of_reasoning=end_of_reasoning, answer=answer)
+        completions = load_completions(
+            traces,
+            tokenizer,
+            splitter,
+            end_of_reasoning=end_of_reasoning,
+            answer=answer,
+            chat=chat,
+            context=context_of(policy.config),
+            long_traces=long_traces,
+        )
         notes: list[str] = []
         if outcome == "sign":
             completions, notes = known_outcomes(completions, correct_threshold)
-        if table and trace > len(completions.labels):
-            raise ValueError(f"--trace {trace}: there are {len(completions.labels)} traces")
-        _check_lengths(policy, completions)
+        long = completions.long
+        shown = _place(trace, completions) if table else 0
         scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
         able, left_out = assignable(built, policy, scorer)
         left_out |= needing
@@ -131,31 +145,37 @@ def score(
         rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
     with user_errors():
         config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
+        config["too_long"] = {**long.as_json(), "notes": long.notes}
         claim_folder(folder, config, overwrite=overwrite, inputs=inputs)
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         page = write_report(folder)
     console.print(summary_table(rows))
     for name, why in left_out.items():
         say(f"left out: {name}: {why}")
-    for note in notes:
+    for note in [*long.notes, *notes]:
         say(f"note: {note}")
     for sentence in (sentence for sentences in notices.values() for sentence in sentences):
         say(f"notice: {sentence}")
     if table:
-        for name in rows[trace - 1]["credit"]:
-            console.print(trace_table(rows[trace - 1], name))
+        for name in rows[shown]["credit"]:
+            console.print(trace_table(rows[shown], name))
     say(f"written: {folder / ROWS}\nreport: {page}")
     if open_page:
         typer.launch(str(page))
 
 
-def _check_lengths(policy: Any, completions: Completions) -> None:
-    """A warning where a trace is longer than the model was made for: its signals may mean little there."""
-    rollouts = completions.rollouts
-    longest = int((rollouts.prompt_mask.sum(1) + rollouts.lengths).max())
-    most = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and longest > most:
-        console.print(f"[yellow]warning:[/] a trace has {longest:,} tokens; the model was made for {most:,}")
+def _place(trace: int, completions: Completions) -> int:
+    """Where a trace of the file, counted from 1, is among those that were not left out.
+
+    Raises:
+        ValueError: there is no such trace, or it was left out.
+    """
+    skipped = {long.number for long in completions.long.skipped}
+    total = len(completions.labels) + len(skipped)
+    if trace > total or trace in skipped:
+        why = "is longer than the model's context and left out" if trace in skipped else f"there are {total} traces"
+        raise ValueError(f"--trace {trace}: {why}")
+    return trace - 1 - sum(number < trace for number in skipped)
 
 
 def _scored(

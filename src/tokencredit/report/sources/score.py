@@ -25,6 +25,7 @@ def page_of(run: Path) -> Page:
             ("model", config["model"]),
             ("traces", f"{len(rows)}, {sum(len(row['tokens']) for row in rows):,} tokens"),
             ("advantages", config["advantages"]),
+            *(("long traces", note) for note in config.get("too_long", {}).get("notes", [])),
             *(("outcomes", note) for note in config.get("notes", [])),
             ("methods", config["methods"]),
         ],
