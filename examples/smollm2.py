@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     if "report" not in finished(out):
         shutil.rmtree(report, ignore_errors=True)
     traces = ("--traces", out / "traces.jsonl", "--methods", "rhythm,atpo,surprisal")
-    stage(out, "report", "score", "--model", trained, *traces, "--out", report)
+    stage(out, "report", "score", trained, *traces, "--out", report)
     print(summary(out))
     print(f"report: {report / 'report.html'}")
 

@@ -20,7 +20,7 @@ def run(*words):
 def test_score_writes_the_credit_of_every_token(folder, short_file, traces, tmp_path):
     out = tmp_path / "score"
     methods = "atpo,rhythm,surprisal"
-    run("score", "--model", folder, "--traces", short_file, "--methods", methods, "--out", out)
+    run("score", folder, "--traces", short_file, "--methods", methods, "--out", out)
     rows = [json.loads(line) for line in (out / "scores.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == 4
     for row, trace in zip(rows, traces[:4], strict=True):
