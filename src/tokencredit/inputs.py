@@ -84,7 +84,8 @@ def _culprit(array: np.ndarray) -> str:
     if array.dtype.kind == "O":
         entry: Any
         for place, entry in np.ndenumerate(array):
-            if not isinstance(entry, int | float | np.number | np.bool_) or abs(entry) > LARGEST_ID:
+            too_large = isinstance(entry, int) and abs(entry) > LARGEST_ID
+            if too_large or not isinstance(entry, int | float | np.number | np.bool_):
                 return f"at {list(place)} it has {entry!r:.60} ({type(entry).__name__})"
     return f"it has {array.dtype}"
 
