@@ -116,6 +116,8 @@ def _trained(
             lambda row: progress.advance(row["step"], f"reward {row['reward']:.2f}"),
             lora=lora,
         )
+    # An audit that is resumed may be the first to write into this cache.
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_directory(folder) as partial_folder:
         trained.policy.save_pretrained(partial_folder)  # type: ignore[operator]
     return folder
