@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +113,17 @@ def test_worker_threads_get_the_same_scores():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda pair: scores(*pair)[0], pairs))
     assert found == [float(truth == answer) for truth, answer in pairs]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="CPU time cannot be limited here")
+@pytest.mark.parametrize(("work", "ends"), [("time.sleep(1)", False), ("9**9**9", True)])
+def test_an_answer_may_wait_for_a_busy_machine_and_no_longer_compute(work, ends):
+    """The limit is CPU time: a process that only waits is not ended, and one inside a long multiplication is."""
+    worker = Path(math_answers.__file__).with_name("math_worker.py")
+    script = f"import runpy, time; limited = runpy.run_path({str(worker)!r})['limited']\nwith limited(0.3):\n    {work}"
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert (done.returncode == -signal.SIGPROF) == ends
+    assert (done.returncode == 0) != ends
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

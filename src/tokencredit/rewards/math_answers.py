@@ -23,7 +23,7 @@ if find_spec("math_verify") is None:
 MAX_LENGTH = 500
 """Characters of an answer; longer ones are wrong unread."""
 SECONDS = 5.0
-"""An answer that takes longer is wrong; usual ones take milliseconds."""
+"""CPU time of an answer; one that takes longer is wrong, and usual ones take milliseconds."""
 BATCH_SECONDS = 60.0
 """After this time no further answer of a batch is read: the rest are wrong, and a warning says how many."""
 WORKERS = 4
@@ -48,7 +48,7 @@ def are_right(pairs: Sequence[tuple[str, str]], *, seconds: float = BATCH_SECOND
     if unread:
         warnings.warn(
             f"{unread} of {len(pairs)} answers count as wrong because comparing them with the ground truth took too "
-            f"long ({SECONDS:g} seconds per answer, {seconds:g} per batch)",
+            f"long ({SECONDS:g} seconds of CPU time per answer, {seconds:g} per batch)",
             UserWarning,
             stacklevel=2,
         )
