@@ -40,7 +40,7 @@ def split_paragraph(text: str) -> list[int]:
 
 
 def split_sentence(text: str) -> list[int]:
-    """A step a sentence or a line: text up to a full stop, a question mark or an exclamation mark before a space.
+    """Each sentence or line is a step: text up to a full stop, a question mark or an exclamation mark before a space.
 
     The number of a list item, such as `2. ` at the start of a line, belongs to the sentence after it.
     """

@@ -49,7 +49,9 @@ def score(
             show_default="rewards of 0 and 1 only",
         ),
     ] = None,
-    splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, newline, paragraph.")] = "phrases",
+    splitter: Annotated[
+        str, typer.Option(help="Steps of plain text: phrases, sentence, newline, paragraph.")
+    ] = "phrases",
     end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
     answer: Annotated[
         str,

@@ -57,7 +57,8 @@ class CreditGRPOConfig(GRPOConfig):
         },
     )
     credit_splitter: str = field(
-        default="phrases", metadata={"help": "How reasoning splits into steps: phrases, newline or paragraph."}
+        default="phrases",
+        metadata={"help": "How reasoning splits into steps: phrases, sentence, newline or paragraph."},
     )
     credit_end_of_reasoning: str = field(
         default="</think>", metadata={"help": "What ends the reasoning in a completion; the answer follows it."}

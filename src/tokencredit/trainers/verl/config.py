@@ -28,7 +28,7 @@ class CreditSettings:
     Attributes:
         method: how the advantage is spread over the tokens, a name from tokencredit.methods().
         params: parameters of the method.
-        splitter: how reasoning splits into steps: phrases, newline or paragraph.
+        splitter: how reasoning splits into steps: phrases, sentence, newline or paragraph.
         end_of_reasoning: what ends the reasoning in a completion; the answer follows it.
         answer: where the answer starts: auto, end_of_reasoning, or a regular expression (see `mark_spans`).
         correct_reward: the key of the reward function's result that says whether an answer is right; the score by
