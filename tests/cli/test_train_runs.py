@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
-from tokencredit.cli.train_output import checkpoint_named, checkpoints, clear
+from tokencredit.cli.train_output import check_steps_left, checkpoint_named, checkpoints, clear
 
 REWARD = """
 import os, signal
@@ -162,6 +162,16 @@ def test_an_overwriting_run_leaves_no_old_checkpoint_behind(stand_ins, reward, o
     assert not list(old_run.glob("checkpoint-*"))
     assert load_file(old_run / "model.safetensors")
     assert (old_run / "notes.txt").exists()
+
+
+def test_a_run_that_has_made_all_its_steps_makes_no_further_one(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
+    for max_steps in (2, 3):
+        with pytest.raises(ValueError, match=f"has made 3 steps, and max_steps is {max_steps}: raise max_steps"):
+            check_steps_left(str(tmp_path), max_steps)
+    check_steps_left(str(tmp_path), 4)
+    check_steps_left(str(tmp_path), -1)
+    check_steps_left(None, 1)
 
 
 def test_the_checkpoint_that_is_meant(old_run):

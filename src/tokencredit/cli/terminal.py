@@ -148,6 +148,9 @@ class Bars:
     def stage(self, name: str, total: int) -> None:
         self._name, self._total, self._said, self._started = name, total, 0, time.monotonic()
         self._task = self._progress.add_task(escape(name), total=total, note="")
+        if not self._live:
+            say(f"{name}: 0/{total}")
+            sys.stdout.flush()
 
     def advance(self, done: int, note: str = "") -> None:
         assert self._task is not None, "stage() comes first"

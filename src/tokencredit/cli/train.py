@@ -52,7 +52,7 @@ def train(
     """
     with needed_packages("trl"):
         from tokencredit.cli.train_config import parse_settings
-        from tokencredit.cli.train_output import check_output, checkpoint_named, clear
+        from tokencredit.cli.train_output import check_output, check_steps_left, checkpoint_named, clear
         from tokencredit.trainers.trl_checks import RunError
     with ExitStack() as cleanup:
         with needed_packages("math"), user_errors():
@@ -66,6 +66,7 @@ def train(
                 args.output_dir = cleanup.enter_context(TemporaryDirectory(prefix="tokencredit-"))
                 args.max_steps, args.save_strategy, args.report_to, args.push_to_hub = 1, "no", [], False
                 checkpoint = None
+            check_steps_left(checkpoint, args.max_steps)
             args.resume_from_checkpoint = checkpoint
             trainer = _prepared(script, args, model)
         if overwrite and not dry_run:

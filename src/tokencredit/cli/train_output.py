@@ -63,6 +63,21 @@ def checkpoint_named(given: Any, folder: Path) -> str | None:
     return text
 
 
+def check_steps_left(checkpoint: str | None, max_steps: int) -> None:
+    """Raise a ValueError where the run that is to go on has made all its steps: the trainer would make one more.
+
+    Args:
+        max_steps: the setting; not positive where the number of epochs decides.
+    """
+    if checkpoint is None or max_steps <= 0:
+        return
+    done = json.loads((Path(checkpoint) / _STATE).read_text("utf-8")).get("global_step", 0)
+    if done >= max_steps:
+        raise ValueError(
+            f"{checkpoint} has made {done} steps, and max_steps is {max_steps}: raise max_steps to train on"
+        )
+
+
 def check_output(folder: Path, *, overwrite: bool, checkpoint: str | None, read: Mapping[str, str | None]) -> None:
     """Check that a run may use its output folder. Nothing is made or removed yet.
 

@@ -110,7 +110,8 @@ def run(q: Quickstart, problems: Problems, folder: RunFolder, progress: Progress
         folder.record_before(before)
     if before["greedy"]["value"] < WARM_ENOUGH:
         progress.message(
-            f"greedy accuracy after warm-up is {before['greedy']['value']:.2f}; below {WARM_ENOUGH} GRPO hardly moves"
+            f"greedy accuracy after the warm-up is {before['greedy']['value']:.2f}; below {WARM_ENOUGH} GRPO hardly "
+            "moves: raise --warmup-steps"
         )
     finished = set(q.methods) & folder.results["methods"].keys()
     for name in sorted(finished):
