@@ -95,7 +95,7 @@ def _refuse_rounded(name: str, values: Any) -> None:
     for value in values:
         if isinstance(value, list | tuple):
             _refuse_rounded(name, value)
-        elif isinstance(value, int) and int(float(value)) != value:
+        elif isinstance(value, int | np.integer) and int(float(value)) != int(value):
             raise ValueError(f"{name} has {value}, which a floating-point number cannot hold: give whole numbers only")
 
 
