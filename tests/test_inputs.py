@@ -44,6 +44,15 @@ def test_labels_of_steps_may_be_nested_lists():
     assert tc.rank_heads(POLICY, ROLLOUTS, essential.numpy(), mask=[[1, 1, 1]] * 4) == expected
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), 0.7, 2, -1])
+@pytest.mark.parametrize("name", ["essential", "mask"])
+def test_labels_of_steps_are_true_or_false(name, wrong):
+    labels = {"essential": [[1, 0, 1]] * 4, "mask": [[1, 1, 1]] * 4}
+    labels[name] = [[1, 0, 1], [1, wrong, 1], [1, 0, 1], [1, 0, 1]]
+    with pytest.raises(ValueError, match=f"completion 1: {name} must be true or false"):
+        tc.rank_heads(POLICY, ROLLOUTS, **labels)
+
+
 def no_pass(policy):
     """The same policy, which fails the test where it is run: a mistake is told of before."""
     policy.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("the policy was run"))
