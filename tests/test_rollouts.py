@@ -197,6 +197,7 @@ def test_lists_of_different_lengths_are_padded():
         (([], []), "prompt_ids must be lists of token ids, one per completion, at least one"),
         (("ab", "cd"), "prompt_ids must be lists of token ids"),
         ((["what?"], [[1]]), r"row 0 is text: tokenizer\(texts\).input_ids"),
+        (([[1]], ["7"]), r"row 0 is text: tokenizer\(texts, add_special_tokens=False\).input_ids"),
         (([[1], [1]], [[1], [1.5]]), "completion 1: completion_ids must be a whole number; got 1.5"),
         (([[1]], [[[1]]]), r"row 0 has shape \(1, 1\)"),
         (([[1], []], [[1], [1]]), "prompt has no token"),

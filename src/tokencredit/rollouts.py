@@ -76,9 +76,12 @@ class Rollouts:
         step_index: Sequence[Any] | None = None,
         **fields_of_rows: Any,
     ) -> Rollouts:
-        """Rollouts from token ids without padding, such as `tokenizer(texts).input_ids`: one list per completion.
+        """Rollouts from token ids without padding: one list per completion.
 
-        Prompts are padded on the left and completions on the right, with token 0 under a mask of 0.
+        Prompts are padded on the left and completions on the right, with token 0 under a mask of 0. Where completions
+        are given as texts, `tokenizer(texts, add_special_tokens=False).input_ids` has their ids: many tokenizers would
+        otherwise put a token for the beginning of the sequence at the start of each, which the policy did not generate.
+        The token for the end of the sequence is not added either.
 
         Args:
             prompt_ids: B lists of token ids, one for each completion: a prompt stands there once for each of its
@@ -237,6 +240,14 @@ def exactly(name: str, value: Tensor, dtype: torch.dtype, row: int = 0) -> Tenso
     return converted
 
 
+_TOKENIZE = {
+    "prompt_ids": "tokenizer(texts).input_ids",
+    "completion_ids": "tokenizer(texts, add_special_tokens=False).input_ids",
+    "step_index": "tc.mark_spans(rollouts, tokenizer)",
+}
+"""What makes the numbers of a field out of texts."""
+
+
 def _rows_of_ids(name: str, rows: Any) -> list[Tensor]:
     """B lists of whole numbers, of any lengths, as tensors (n,)."""
     if isinstance(rows, str) or (not isinstance(rows, Tensor) and not hasattr(rows, "__len__")) or len(rows) == 0:
@@ -245,7 +256,7 @@ def _rows_of_ids(name: str, rows: Any) -> list[Tensor]:
     made = []
     for i, row in enumerate(rows):
         if isinstance(row, str):
-            raise ValueError(f"{name} must be lists of token ids; row {i} is text: tokenizer(texts).input_ids has them")
+            raise ValueError(f"{name} must be lists of token ids; row {i} is text: {_TOKENIZE[name]} has them")
         ids = as_tensor(f"row {i} of {name}", row).cpu()
         if ids.ndim != 1:
             raise ValueError(f"{name} must be lists of token ids; row {i} has shape {tuple(ids.shape)}")
