@@ -67,6 +67,7 @@ def no_pass(policy):
             r"the policy comes first, then the rollouts: tc.assign\(policy, rollouts, method\)",
         ),
         (("Qwen/Qwen3-0.6B", ROLLOUTS, "atpo"), r"loaded transformers model, which AutoModelForCausalLM.* got str"),
+        ((None, ROLLOUTS, "atpo"), "the policy must be a loaded transformers model.* got NoneType"),
         ((POLICY, "atpo", ROLLOUTS), "the rollouts must be a tc.Rollouts.* got str"),
         ((POLICY, ROLLOUTS, ATPO), r"ATPO is a class: call it, ATPO\(...\)"),
         ((POLICY, ROLLOUTS, torch.ones(4)), "a method is given by its name"),
@@ -88,6 +89,8 @@ def test_other_functions_know_their_order_too():
         tc.collect(POLICY, ROLLOUTS, tc.method("atpo"))
     with pytest.raises(ValueError, match=r"tc.rank_heads\(policy, rollouts, essential\)"):
         tc.rank_heads(ROLLOUTS, POLICY, [[True, False, True]] * 4)
+    with pytest.raises(ValueError, match=r"tc.ablate_steps\(policy, rollouts\)"):
+        tc.ablate_steps(ROLLOUTS, POLICY)
     with pytest.raises(ValueError, match=r"tc.mark_spans\(rollouts, tokenizer\)"):
         tc.mark_spans(object(), ROLLOUTS)
     credit = tc.assign(POLICY, ROLLOUTS, "uniform")
