@@ -162,7 +162,8 @@ class _Reading:
         parts, done = [], 0
         for number, rows in enumerate(slices):
             started = time.perf_counter()
-            parts.append(self.kept.value(f"signals/{number}", partial(self._read, rows)))
+            device = self.rollouts.completion_ids.device
+            parts.append(self.kept.value(f"signals/{number}", partial(self._read, rows), device))
             done += len(rows)
             if missing and number == missing[0]:
                 work = [self._width(slices[k]) * len(slices[k]) for k in missing]
