@@ -33,6 +33,8 @@ def test_outcomes_take_lists_and_arrays():
             tc.outcome.grpo(rewards_too, [0])
     with pytest.raises(ValueError, match="group is NaN"):
         tc.outcome.grpo([1.0, 2.0], [0.0, float("nan")])
+    with pytest.raises(ValueError, match="group is given in torch.bfloat16, which rounds from 256 on"):
+        tc.outcome.grpo([1.0, 2.0], torch.tensor([257, 256]).bfloat16())
 
 
 def test_labels_of_steps_may_be_nested_lists():
@@ -40,6 +42,15 @@ def test_labels_of_steps_may_be_nested_lists():
     expected = tc.rank_heads(POLICY, ROLLOUTS, essential)
     assert tc.rank_heads(POLICY, ROLLOUTS, essential.tolist()) == expected
     assert tc.rank_heads(POLICY, ROLLOUTS, essential.numpy(), mask=[[1, 1, 1]] * 4) == expected
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 0.7, 2, -1])
+@pytest.mark.parametrize("name", ["essential", "mask"])
+def test_labels_of_steps_are_true_or_false(name, wrong):
+    labels = {"essential": [[1, 0, 1]] * 4, "mask": [[1, 1, 1]] * 4}
+    labels[name] = [[1, 0, 1], [1, wrong, 1], [1, 0, 1], [1, 0, 1]]
+    with pytest.raises(ValueError, match=f"completion 1: {name} must be true or false"):
+        tc.rank_heads(POLICY, ROLLOUTS, **labels)
 
 
 def no_pass(policy):
@@ -56,6 +67,7 @@ def no_pass(policy):
             r"the policy comes first, then the rollouts: tc.assign\(policy, rollouts, method\)",
         ),
         (("Qwen/Qwen3-0.6B", ROLLOUTS, "atpo"), r"loaded transformers model, which AutoModelForCausalLM.* got str"),
+        ((None, ROLLOUTS, "atpo"), "the policy must be a loaded transformers model.* got NoneType"),
         ((POLICY, "atpo", ROLLOUTS), "the rollouts must be a tc.Rollouts.* got str"),
         ((POLICY, ROLLOUTS, ATPO), r"ATPO is a class: call it, ATPO\(...\)"),
         ((POLICY, ROLLOUTS, torch.ones(4)), "a method is given by its name"),
@@ -77,6 +89,8 @@ def test_other_functions_know_their_order_too():
         tc.collect(POLICY, ROLLOUTS, tc.method("atpo"))
     with pytest.raises(ValueError, match=r"tc.rank_heads\(policy, rollouts, essential\)"):
         tc.rank_heads(ROLLOUTS, POLICY, [[True, False, True]] * 4)
+    with pytest.raises(ValueError, match=r"tc.ablate_steps\(policy, rollouts\)"):
+        tc.ablate_steps(ROLLOUTS, POLICY)
     with pytest.raises(ValueError, match=r"tc.mark_spans\(rollouts, tokenizer\)"):
         tc.mark_spans(object(), ROLLOUTS)
     credit = tc.assign(POLICY, ROLLOUTS, "uniform")

@@ -1,4 +1,4 @@
-"""The blocks of docs/python.md run one behind the other, as they stand, with a tiny model in the place of the named."""
+"""The blocks of docs/python.md run in order, as they stand, with a tiny model in place of the one that is named."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tokencredit.head_ranking import steps_of
+from tokencredit.inputs import check_model
 from tokencredit.precision import widened
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals import Needs, collect
@@ -37,8 +38,10 @@ def ablate_steps(
         essential with a threshold: `drop > 1.0`.
 
     Raises:
-        ValueError: answers or steps are not marked, or a log-prob is not finite.
+        ValueError: the policy and the rollouts are swapped, answers or steps are not marked, or a log-prob is not
+            finite.
     """
+    check_model(policy, rollouts, "tc.ablate_steps(policy, rollouts)")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     exists = steps_of(rollouts)

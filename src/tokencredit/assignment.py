@@ -16,13 +16,13 @@ from tokencredit.methods import Method, methods, parameters_of
 from tokencredit.methods.given import method_of
 from tokencredit.notices import inactive
 from tokencredit.rollouts import Rollouts
-from tokencredit.signals import collect
+from tokencredit.signals import Signals, collect
 
 _CALL = "tc.assign(policy, rollouts, method)"
 
 
 def assign(
-    policy: nn.Module,
+    policy: nn.Module | None,
     rollouts: Rollouts,
     m: str | Method,
     advantages: Any = None,
@@ -39,7 +39,8 @@ def assign(
     A UserWarning says where the method left completions uniform, why, and which option helps.
 
     Args:
-        policy: a transformers causal LM, or a PEFT model around one.
+        policy: a transformers causal LM, or a PEFT model around one. None for a method that reads nothing of it, such
+            as `uniform`.
         m: a method; the name of one with its default parameters; or a name with parameters, "atpo:floor=0.5".
         advantages: (B,) outcome advantages, a tensor, an array or a list; by default `outcome.grpo` of the rollouts'
             rewards and groups.
@@ -49,31 +50,34 @@ def assign(
         reference_model: what `divergence` compares with; by default the policy with its adapter off.
         batch_size: completions per forward pass; all by default. It does not change the credit.
         kernels: what computes attention statistics: `torch`, `fused` or `triton`, as in `collect`.
-
-        parameters: none. Parameters of the method are the method's: `tc.method("atpo", floor=0.5)`.
+        parameters: `assign` takes no further arguments. Give parameters of the method to the method itself:
+            `tc.method("atpo", floor=0.5)`.
 
     Raises:
         ValueError: the policy and the rollouts are swapped, an unknown method, no completion, advantages that are not
             (B,) and finite, no advantages and no rewards to make them from, or a policy that cannot give the signals.
     """
-    check_model(policy, rollouts, _CALL)
+    check_model(policy, rollouts, _CALL, optional=True)
     if parameters:
         raise ValueError(_misplaced(m, parameters))
-    chosen = method_of(m)
+    method = method_of(m)
+    check_model(policy, rollouts, _CALL, optional=not method.needs)
     if not len(rollouts):
         raise ValueError("there is no completion to assign credit to: the rollouts are an empty batch")
     outcomes = _advantages(advantages, rollouts)
-    signals = collect(
-        policy,
-        rollouts,
-        chosen.needs,
-        reward_model,
-        reference_model=reference_model,
-        batch_size=batch_size,
-        kernels=kernels,
-    )
-    credit = chosen(rollouts, outcomes, signals, step=step)
-    for sentence in inactive(chosen, credit.diagnostics):
+    signals = Signals()
+    if policy is not None:
+        signals = collect(
+            policy,
+            rollouts,
+            method.needs,
+            reward_model,
+            reference_model=reference_model,
+            batch_size=batch_size,
+            kernels=kernels,
+        )
+    credit = method(rollouts, outcomes, signals, step=step)
+    for sentence in inactive(method, credit.diagnostics):
         warnings.warn(sentence, UserWarning, stacklevel=2)
     return credit
 

@@ -12,7 +12,7 @@ from tokencredit.analysis.bootstrap import FEWEST, bootstrap_interval
 from tokencredit.head_files import HeadRank, HeldOut
 from tokencredit.methods.base import step_means
 from tokencredit.precision import widened
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import Rollouts, exactly
 from tokencredit.signals import ModelLayers, Needs, causal_lm, collect
 
 CHANCE = 0.5
@@ -188,8 +188,8 @@ def _labels(rollouts: Rollouts, essential: Tensor, mask: Tensor | None) -> tuple
         raise ValueError(f"essential must be ({len(rollouts)}, K) with K >= {steps}; got {tuple(essential.shape)}")
     if mask is not None and mask.shape != essential.shape:
         raise ValueError(f"mask must have the shape of essential; got {tuple(mask.shape)}")
-    known = exists if mask is None else exists & mask.bool().cpu()[:, :steps]
-    return essential.bool().cpu()[:, :steps], known
+    labels = exactly("essential", essential, torch.bool).cpu()[:, :steps]
+    return labels, exists if mask is None else exists & exactly("mask", mask, torch.bool).cpu()[:, :steps]
 
 
 def _ordered(scores: Tensor, essential: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -41,18 +41,19 @@ def rank_heads(
 
     Args:
         rollouts: with `answer_start` and `step_index`; usually correct completions.
-        essential: (B, K) bool, for each step; a tensor, an array or a list.
-        mask: (B, K) bool, the steps whose label counts; by default all that have tokens.
+        essential: (B, K) bool, for each step; a tensor, an array or a list. Numbers must be exactly 0 or 1.
+        mask: (B, K) bool in the same types, the steps whose label counts; by default all that have tokens.
 
     Returns:
         Best first; ties count half.
 
     Raises:
-        ValueError: steps are not marked, shapes disagree, or no completion has a pair to order.
+        ValueError: steps are not marked, shapes disagree, a label is neither true nor false, or no completion has a pair
+            to order.
     """
     check_model(policy, rollouts, "tc.rank_heads(policy, rollouts, essential)")
     labels = as_tensor("essential", essential)
-    counted = None if mask is None else as_tensor("mask", mask).bool()
+    counted = None if mask is None else as_tensor("mask", mask)
     return order_steps(policy, rollouts, labels, counted, batch_size=batch_size).ranks()
 
 

@@ -95,17 +95,21 @@ def _refuse_rounded(name: str, values: Any) -> None:
     for value in values:
         if isinstance(value, list | tuple):
             _refuse_rounded(name, value)
-        elif isinstance(value, int) and int(float(value)) != value:
+        elif isinstance(value, int | np.integer) and int(float(value)) != int(value):
             raise ValueError(f"{name} has {value}, which a floating-point number cannot hold: give whole numbers only")
 
 
-def check_model(model: Any, rollouts: Any, call: str) -> None:
-    """Raise a ValueError unless the first arguments of `call` are a loaded model and rollouts, in this order."""
+def check_model(model: Any, rollouts: Any, call: str, *, optional: bool = False) -> None:
+    """Raise a ValueError unless the first arguments of `call` are a loaded model and rollouts, in this order.
+
+    Args:
+        optional: the model may also be None.
+    """
     from tokencredit.rollouts import Rollouts
 
     if isinstance(model, Rollouts):
         raise ValueError(f"the policy comes first, then the rollouts: {call}")
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) and not (optional and model is None):
         hint = ", which AutoModelForCausalLM.from_pretrained(...) loads" if isinstance(model, str) else ""
         raise ValueError(f"the policy must be a loaded transformers model{hint}: {call}; got {type(model).__name__}")
     if not isinstance(rollouts, Rollouts):

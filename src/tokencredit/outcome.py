@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokencredit.inputs import as_tensor
 from tokencredit.precision import widened
-from tokencredit.rollouts import group_numbers
+from tokencredit.rollouts import exactly, group_numbers
 
 
 def grpo(rewards: Any, group: Any, eps: float = 1e-4) -> Tensor:
@@ -64,7 +64,7 @@ def _centre(rewards: Any, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(f"rewards must be finite; got {rewards[~torch.isfinite(rewards)].tolist()}")
     if group.isnan().any():
         raise ValueError("group is NaN for some completions, so that it is not known which group they belong to")
-    index = torch.unique(group, return_inverse=True)[1]
+    index = torch.unique(exactly("group", group, torch.long), return_inverse=True)[1]
     values = widened(rewards)
     size = _group_sum(torch.ones_like(values), index)
     mean = _group_sum(values, index) / size

@@ -64,7 +64,7 @@ class Rollouts:
         for name, dtype in _DTYPES.items():
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _exactly(name, value, dtype))
+                object.__setattr__(self, name, exactly(name, value, dtype))
         _check_values(self)
 
     @classmethod
@@ -76,9 +76,12 @@ class Rollouts:
         step_index: Sequence[Any] | None = None,
         **fields_of_rows: Any,
     ) -> Rollouts:
-        """Rollouts from token ids without padding, such as `tokenizer(texts).input_ids`: one list per completion.
+        """Rollouts from token ids without padding: one list per completion.
 
-        Prompts are padded on the left and completions on the right, with token 0 under a mask of 0.
+        Prompts are padded on the left and completions on the right, with token 0 under a mask of 0. Where completions
+        are given as texts, `tokenizer(texts, add_special_tokens=False).input_ids` has their ids: many tokenizers would
+        otherwise put a token for the beginning of the sequence at the start of each, which the policy did not generate.
+        The token for the end of the sequence is not added either.
 
         Args:
             prompt_ids: B lists of token ids, one for each completion: a prompt stands there once for each of its
@@ -216,18 +219,33 @@ def group_numbers(group: Any, device: torch.device | None = None) -> Tensor:
     return as_tensor("group", numbered(group) if named else group, device)
 
 
-def _exactly(name: str, value: Tensor, dtype: torch.dtype, row: int = 0) -> Tensor:
-    """`value`, whose first row is that of completion `row`, as `dtype`; a ValueError where the conversion would change
-    a value, or the value may be a rounded one."""
+def exactly(name: str, value: Tensor, dtype: torch.dtype, row: int = 0) -> Tensor:
+    """`value` as `dtype`, which is bool or long.
+
+    Args:
+        row: the completion that the first row of `value` belongs to, for messages.
+
+    Raises:
+        ValueError: the conversion would change a value, or a value may be the result of rounding.
+    """
     if value.dtype == dtype:
         return value
     converted = value.to(dtype)
     _refuse_first(converted.to(value.dtype) != value, name, value, _EXPECTED[dtype], row)
     if value.dtype.is_floating_point:
+        # This number is exact, but the next one is rounded to it, so it may stand for either.
         exact = 2 / torch.finfo(value.dtype).eps
-        rounded = f"is given in {value.dtype}, which rounds above {exact:g}: give integers"
-        _refuse_first(value.abs() > exact, name, value, rounded, row)
+        rounded = f"is given in {value.dtype}, which rounds from {exact:g} on: give integers"
+        _refuse_first(value.abs() >= exact, name, value, rounded, row)
     return converted
+
+
+_TOKENIZE = {
+    "prompt_ids": "tokenizer(texts).input_ids",
+    "completion_ids": "tokenizer(texts, add_special_tokens=False).input_ids",
+    "step_index": "tc.mark_spans(rollouts, tokenizer)",
+}
+"""What makes the numbers of a field out of texts."""
 
 
 def _rows_of_ids(name: str, rows: Any) -> list[Tensor]:
@@ -238,11 +256,11 @@ def _rows_of_ids(name: str, rows: Any) -> list[Tensor]:
     made = []
     for i, row in enumerate(rows):
         if isinstance(row, str):
-            raise ValueError(f"{name} must be lists of token ids; row {i} is text: tokenizer(texts).input_ids has them")
+            raise ValueError(f"{name} must be lists of token ids; row {i} is text: {_TOKENIZE[name]} has them")
         ids = as_tensor(f"row {i} of {name}", row).cpu()
         if ids.ndim != 1:
             raise ValueError(f"{name} must be lists of token ids; row {i} has shape {tuple(ids.shape)}")
-        made.append(_exactly(name, ids[None], torch.long, i)[0])
+        made.append(exactly(name, ids[None], torch.long, i)[0])
     return made
 
 

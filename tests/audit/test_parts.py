@@ -48,6 +48,24 @@ def test_parts_of_another_version_are_computed_again(tmp_path):
     assert Parts(tmp_path).value("values", lambda: 2) == 2
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files that are no finished parts of an audit"):
+        Parts(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+def test_a_part_is_loaded_where_it_is_needed(tmp_path, monkeypatch):
+    """Its file says that it was on a GPU, which is not here; "meta" stands for another device than the CPU."""
+    parts = Parts(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        assert parts.value("signals/0", lambda: torch.ones(2)).tolist() == [1, 1]
+    assert parts.value("signals/0", lambda: None).device.type == "cpu"
+    assert parts.value("signals/0", lambda: None, "meta").device.type == "meta"
+
+
 @dataclass
 class Foreign:
     value: int = 0

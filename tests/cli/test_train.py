@@ -116,6 +116,7 @@ def test_a_run_leaves_its_model(stand_ins):
         ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
         ({"credit_method": "atpo:floor"}, "expected NAME:PARAMETER=VALUE"),
         ({"credit_method": "rhythm:q=0.3"}, "q is 0.3 in credit_method='rhythm:q=0.3' and 0.4 in credit_params"),
+        ({"credit_method": "rhythm:q=0.4"}, "q is 0.4 in credit_method='rhythm:q=0.4' and 0.4 in credit_params"),
         ({"credit_params": "{q"}, "credit_params"),
         ({"model_name_or_path": "/nowhere/at/all"}, "there is no folder /nowhere/at/all to load the model"),
         ({"model_name_or_path": "nobody/absent"}, "the model nobody/absent cannot be loaded"),

@@ -86,6 +86,11 @@ def test_a_value_of_a_wrong_type_is_named(spec, named, monkeypatch):
         check_specs((spec,))
 
 
+def test_a_parameter_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="gives floor twice"):
+        parse_spec("atpo:floor=0.1, floor=0.9")
+
+
 @pytest.mark.parametrize(
     "specs", [(), ("uniform", "uniform"), ("nope",), ("atpo:floor",), ("atpo:floor=2",), ("attnpo:incorrect=yes",)]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -112,6 +112,29 @@ def test_a_method_of_ones_own_trains_and_is_saved(tmp_path, monkeypatch):
     assert "| `count` | 3 |" in card
 
 
+@dataclass(frozen=True)
+class Tabled(FirstTokens):
+    """A method of a user's own with parameters that JSON has no type for."""
+
+    table: torch.Tensor = torch.tensor([1.0, 2.0])
+    places: Any = (np.arange(2),)
+
+
+def test_parameters_that_json_lacks_are_described(tmp_path):
+    def written(method):
+        return json.loads(CreditGRPOConfig(**arguments(tmp_path), credit_method=method).to_json_string())
+
+    assert written(Tabled())["credit_params"] == {}
+    changed = written(Tabled(table=torch.tensor([3.0, 4.0]), places=(np.arange(3),)))
+    assert changed["credit_params"] == {"table": "tensor([3., 4.])", "places": "[array([0, 1, 2])]"}
+
+
+def test_parameters_with_the_name_and_beside_it_are_joined(tmp_path):
+    given = {"credit_method": "atpo:floor=0.25", "credit_params": {"temperature": 3}}
+    method = CreditGRPOConfig(**arguments(tmp_path), **given).build_credit_method()
+    assert method == tc.method("atpo", floor=0.25, temperature=3)
+
+
 class Local(FirstTokens):
     pass
 
@@ -126,7 +149,10 @@ Local.__qualname__ = "function.<locals>.Local"
             {"credit_method": tc.method("atpo"), "credit_params": {"floor": 0.5}},
             "credit_params: the method atpo is an obj",
         ),
-        ({"credit_method": "atpo:floor=0.1", "credit_params": {"floor": 0.5}}, "has parameters of its own: give none"),
+        (
+            {"credit_method": "atpo:floor=0.5", "credit_params": {"floor": 0.5}},
+            "credit_params: 'atpo:floor=0.5' gives floor too: give each parameter in one place",
+        ),
         ({"credit_method": "atpo:flor=0.1"}, "atpo has no parameter 'flor'"),
         ({"credit_method": "atpo:floor"}, "expected NAME:PARAMETER=VALUE"),
         ({"credit_method": ATPO}, r"ATPO is a class: call it, ATPO\(...\)"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from hashlib import sha256
 from operator import or_
 from typing import Any
 
@@ -44,6 +45,13 @@ PART_TYPES: tuple[type, ...] = (
     Estimate,
 )
 """What the parts of `audit_policy` hold."""
+BATCH_SIZE = 32
+"""Completions of one part of what is read, unless `audit_policy` is given another number."""
+
+
+def scores_part(name: str) -> str:
+    """The part that holds the scores of the method of that name. Names may hold what no file name can: "a:heads=b/c"."""
+    return f"scores/{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def audit_policy(
@@ -54,7 +62,7 @@ def audit_policy(
     truth: Truth,
     *,
     reward_model: Any = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     kept: Parts | None = None,
     progress: Progress | None = None,
@@ -88,7 +96,7 @@ def audit_policy(
     rows: list[AuditRow] = []
     progress.stage(f"{title}scoring", len(built))
     for number, (name, credit) in enumerate(credits.items()):
-        rows += kept.value(f"scores/{number}", partial(scoring.method_rows, name, credit.advantages))
+        rows += kept.value(scores_part(name), partial(scoring.method_rows, name, credit.advantages))
         progress.advance(number + 1)
     found = scoring.audit({name: credit.advantages for name, credit in credits.items()}, rows)
     shown, should = _told(truth), oracle(rollouts.completion_mask.cpu(), truth)
@@ -154,7 +162,8 @@ class _Reading:
         parts, done = [], 0
         for number, rows in enumerate(slices):
             started = time.perf_counter()
-            parts.append(self.kept.value(f"signals/{number}", partial(self._read, rows)))
+            device = self.rollouts.completion_ids.device
+            parts.append(self.kept.value(f"signals/{number}", partial(self._read, rows), device))
             done += len(rows)
             if missing and number == missing[0]:
                 work = [self._width(slices[k]) * len(slices[k]) for k in missing]

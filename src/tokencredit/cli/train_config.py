@@ -63,7 +63,7 @@ def joined_method(name: Any, params: Any) -> tuple[Any, Any]:
     Names without parameters, a path `package.module:Class` among them, are returned as they are.
 
     Raises:
-        ValueError: the text cannot be read, or a parameter has two different values.
+        ValueError: the text cannot be read, or a parameter is given in both places.
     """
     given = params
     if isinstance(params, str):
@@ -78,7 +78,7 @@ def joined_method(name: Any, params: Any) -> tuple[Any, Any]:
         return name, given
     given, own = given or {}, parse_spec(name)
     for key, value in own[1].items():
-        if key in given and given[key] != value:
+        if key in given:
             raise ValueError(
                 f"{key} is {value!r} in credit_method={name!r} and {given[key]!r} in credit_params: give it in one "
                 "place; --credit_params '{}' drops those of a file"

@@ -84,7 +84,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     Python's True, False and None, or else text.
 
     Raises:
-        ValueError: a parameter without a value.
+        ValueError: a parameter has no value, or is given twice.
     """
     name, _, given = spec.partition(":")
     params: dict[str, Any] = {}
@@ -92,6 +92,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"{spec!r}: expected NAME:PARAMETER=VALUE,...; got {part!r}")
+        if key.strip() in params:
+            raise ValueError(f"{spec!r} gives {key.strip()} twice: give each parameter one value")
         try:
             params[key.strip()] = json.loads(value)
         except ValueError:

@@ -14,7 +14,7 @@ import torch
 from tokencredit.analysis.decoding import continuations
 from tokencredit.audit.audit import Scoring
 from tokencredit.audit.parts import Parts
-from tokencredit.audit.policies import SCORINGS_OF_A_METHOD
+from tokencredit.audit.policies import BATCH_SIZE, SCORINGS_OF_A_METHOD, scores_part
 from tokencredit.audit.truth import Truth
 from tokencredit.rollouts import Rollouts
 from tokencredit.signals.policy import reading
@@ -92,14 +92,15 @@ def _of_policy(asked: TestbedAudit, speed: _Speed, prompt: float, length: float)
     longest, completions = asked.build_task().max_new_tokens, asked.problems * asked.group_size
     estimated = min(2 * asked.estimated, completions)
     places = estimated * length
+    of_method = SCORINGS_OF_A_METHOD * _scoring(completions, int(length))
     return {
         "accuracy": speed.decoding(asked.evaluation_problems, longest, 300),
         "completions": speed.decoding(completions, longest, 300),
         "heads": speed.decoding(300, longest, 300) if asked.finds_heads else 0.0,
         "values": speed.decoding(places * _DEPARTING * asked.samples, length / 2),
         "effects": speed.decoding(places, length / 2),
-        f"signals/{(completions - 1) // 32}": completions * (prompt + length) * speed.token,
-        f"scores/{len(asked.arms) - 1}": len(asked.arms) * SCORINGS_OF_A_METHOD * _scoring(completions, int(length)),
+        f"signals/{(completions - 1) // BATCH_SIZE}": completions * (prompt + length) * speed.token,
+        **{scores_part(arm): of_method for arm in asked.arms},
     }
 
 
@@ -152,7 +153,8 @@ def _scoring(completions: int, length: int) -> float:
     )
     ids = torch.ones(completions, length, dtype=torch.long)
     rollouts = Rollouts(ids[:, :1], mask[:, :1], ids, mask)
-    return _seconds(lambda: Scoring.of(rollouts, truth)) / 4
+    controls = len(Scoring.of(rollouts, truth).control)
+    return _seconds(lambda: Scoring.of(rollouts, truth)) / controls
 
 
 def _seconds(work: Callable[[], object]) -> float:

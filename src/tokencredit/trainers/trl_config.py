@@ -38,9 +38,7 @@ class CreditGRPOConfig(GRPOConfig):
     )
     credit_params: dict[str, Any] | str | None = field(
         default_factory=dict,
-        metadata={
-            "help": "Parameters of the credit method, as a JSON object; none where credit_method has them already."
-        },
+        metadata={"help": "Parameters of the credit method, as a JSON object; none that credit_method gives already."},
     )
     credit_timing: str = field(
         default="rollout",
@@ -109,18 +107,18 @@ class CreditGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
         check_answer(self.credit_answer)
         kernels_named(self.credit_kernels)
-        chosen = self.build_credit_method()
-        self._keep_in_plain_types(chosen)
-        self._check_settings_of_trl(chosen)
+        method = self.build_credit_method()
+        self._keep_in_plain_types(method)
+        self._check_settings_of_trl(method)
         if self.credit_timing == "loss" and (why := self.why_not_in_loss()):
-            raise ValueError(f'{chosen.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
+            raise ValueError(f'{method.name} cannot run with credit_timing="loss": {why}. Use credit_timing="rollout"')
 
-    def _check_settings_of_trl(self, chosen: Method) -> None:
+    def _check_settings_of_trl(self, method: Method) -> None:
         """Raise a ValueError where a setting of TRL's would undo credit, or be ignored."""
-        if self.importance_sampling_level == "sequence" and not isinstance(chosen, Uniform):
+        if self.importance_sampling_level == "sequence" and not isinstance(method, Uniform):
             raise ValueError(
                 f'importance_sampling_level="sequence" (GSPO) averages the advantages of a completion, so the tokens '
-                f'that {chosen.name} credits would not matter: use importance_sampling_level="token", or '
+                f'that {method.name} credits would not matter: use importance_sampling_level="token", or '
                 'credit_method="uniform"'
             )
         if self.credit_outcome != "trainer" and self.multi_objective_aggregation != "sum_then_normalize":
@@ -129,7 +127,7 @@ class CreditGRPOConfig(GRPOConfig):
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r}: use "
                 'multi_objective_aggregation="sum_then_normalize", or credit_outcome="trainer"'
             )
-        check_parallelism(self.parallelism_config, chosen)
+        check_parallelism(self.parallelism_config, method)
 
     def build_credit_method(self) -> Method:
         """The method that `credit_method` and `credit_params` say."""
@@ -142,11 +140,11 @@ class CreditGRPOConfig(GRPOConfig):
             twice = params and (not isinstance(self.credit_method, str) or ":" in self.credit_method)
             raise ValueError(f"credit_method and credit_params: {error}" if twice else str(error)) from None
 
-    def _keep_in_plain_types(self, chosen: Method) -> None:
+    def _keep_in_plain_types(self, method: Method) -> None:
         """Settings are written as JSON, logged, and pickled beside each checkpoint."""
-        named = name_and_parameters(chosen)
+        named = name_and_parameters(method)
         if named is None:
-            check_pickles(chosen)
+            check_pickles(method)
         elif isinstance(self.credit_method, str) and ":" not in self.credit_method:
             self.credit_params = plain(self.credit_params or {})
         else:
