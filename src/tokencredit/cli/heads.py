@@ -128,7 +128,7 @@ def heads(
             policy, tokenizer, read = _testbed(model, task, level, seed, warmup_steps, completions)
         else:
             policy, tokenizer = load_policy(model)
-            read = read_traces(traces, policy, tokenizer, **of_traces)
+            read = read_traces(traces, policy, tokenizer, **of_traces, needs_correct=labels == ABLATION)
         other = None if against is None else load_model(against)
         for note in read.notes:
             say(f"note: {note}")
