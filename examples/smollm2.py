@@ -151,9 +151,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def write_traces(completions: Path, traces: Path) -> None:
     """The first held-out completions, as `tokencredit score` reads them."""
-    rows = [json.loads(line) for line in completions.read_text().splitlines()[:TRACES]]
+    # A completion may hold U+2028 and other characters that splitlines would take for the end of a line.
+    rows = [json.loads(line) for line in completions.read_text("utf-8").split("\n")[:TRACES] if line]
     kept = [{k: row[k] for k in ("prompt", "completion", "reward")} | {"correct": row["reward"] == 1} for row in rows]
-    traces.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    traces.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
 
 
 def summary(out: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from test_steps import byte_level, sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tokencredit.audit.traces import load_traces
+from tokencredit.cli.heads_traces import read_traces
+from tokencredit.cli.outcomes import known_outcomes, outcome_advantages
 from tokencredit.completions import load_completions
 from tokencredit.labelled import load_labelled
 
@@ -126,3 +130,55 @@ def test_labelled_steps_are_those_that_a_splitter_finds_in_the_same_text(tmp_pat
 def test_parts_without_a_token_of_their_own(tmp_path, row, message):
     with pytest.raises(ValueError, match=f"line 1: {message}"):
         load(tmp_path, byte_level("ab"), {"prompt": "Q", **row})
+
+
+@pytest.mark.parametrize(
+    ("known", "correct"),
+    [
+        ({"reward": 0}, False),
+        ({"reward": 1.0}, True),
+        ({"first_error": 0}, False),
+        ({"first_error": 0, "reward": 0}, False),
+        ({"first_error": 0, "reward": 1, "correct": True}, True),
+        ({"correct": False, "reward": 1}, False),
+    ],
+)
+def test_score_heads_and_audit_agree_on_which_labelled_traces_are_correct(tmp_path, known, correct):
+    tokenizer, row = byte_level("x"), {**STEPS, "essential": [True, False], **known}
+    completions = load(tmp_path, tokenizer, row)
+    scored, _ = known_outcomes(completions, None)
+    assert outcome_advantages("sign", scored).tolist() == [1.0 if correct else -1.0]
+    policy = SimpleNamespace(config=SimpleNamespace())  # only the context is asked of it, and it has none
+    spans = {"splitter": "phrases", "end_of_reasoning": "</think>", "answer": "auto"}
+    options = {"chat": False, "long_traces": "refuse", "correct_threshold": None, "needs_correct": True}
+    assert read_traces(tmp_path / "mine.jsonl", policy, tokenizer, **spans, **options).correct == [correct]
+    assert load_traces(tmp_path / "mine.jsonl", tokenizer).truth.correct.tolist() == [correct]
+
+
+def test_labelled_traces_keep_their_rewards(tmp_path):
+    tokenizer, bench = byte_level("x"), {"problem": "Q", "steps": ["a", "4"], "label": -1}
+    completions = load(tmp_path, tokenizer, {**STEPS, "reward": 0.25}, {**bench, "reward": 1})
+    assert [label["reward"] for label in completions.labels] == [0.25, 1.0]
+    assert completions.rollouts.rewards.tolist() == [0.25, 1.0]
+    labelled = load(tmp_path, tokenizer, {**STEPS, "reward": 0.25}, labelled=True).labelled
+    assert labelled.rollouts.rewards.tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"reward": "high"}, "line 1: reward must be a number or null; got 'high'"),
+        ({"reward": True}, "line 1: reward must be a number or null; got True"),
+        ({"first_error": 0, "reward": 1}, "line 1: first_error is 0, but the reward is 1: add correct"),
+    ],
+)
+def test_rewards_of_labelled_traces_are_checked(tmp_path, known, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, byte_level("x"), {**STEPS, **known})
+
+
+def test_an_empty_cell_is_not_called_a_missing_column(tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,response\nQ,\n")
+    with pytest.raises(ValueError, match=r"line 2: .*response is empty") as error:
+        load_completions(tmp_path / "mine.csv", byte_level("x"))
+    assert "missing" not in str(error.value)

@@ -215,6 +215,20 @@ def test_columns_of_a_csv_file_have_the_types_that_all_their_cells_have(tmp_path
     assert found["note"][:] == ["[1", None]
 
 
+def test_whole_numbers_of_more_than_64_bits_are_text(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,answer,id\na,1,12345678901234567890\nb,2,7\n")
+    assert load_problems(tmp_path / "p.csv", "train")["id"][:] == ["12345678901234567890", "7"]
+    huge = 10**23 + 1
+    rows = [{"prompt": "a", "answer": huge, "id": -huge}, {"prompt": "b", "answer": 2, "id": None}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = load_problems(tmp_path / "p.jsonl", "train")
+    assert problems["answer"][:] == [str(huge), "2"]
+    assert problems["id"][:] == [str(-huge), None]
+    (tmp_path / "p.jsonl").write_text(json.dumps(rows[0] | {"nums": [huge]}))
+    with pytest.raises(ValueError, match="column nums holds a list or an object with a whole number of more than 64"):
+        load_problems(tmp_path / "p.jsonl", "train")
+
+
 @pytest.mark.parametrize("parts", [[{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}], "1+1?"])
 def test_content_in_parts_is_read_if_it_is_text(write, parts):
     rows = [{"prompt": [{"role": "user", "content": parts}], "answer": "2"}]

@@ -64,3 +64,17 @@ def test_a_conversation_gets_it_in_the_users_last_message(tmp_path):
 def test_text_becomes_a_users_message_with_it(path):
     (first, *_), _ = prompts(path, None, ["math"], chat=True)
     assert first == [{"role": "user", "content": "1+1?" + BOXED}]
+
+
+@pytest.mark.parametrize(("instruction", "text"), [(None, BOXED), (" Be brief.", " Be brief.")])
+def test_only_questions_that_get_it_are_counted(tmp_path, instruction, text):
+    system = [{"role": "system", "content": "Solve 1+1."}]
+    rows = [{"prompt": prompt, "answer": "2"} for prompt in (system, [*system, {"role": "user", "content": "1+1?"}])]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (first, second), used = prompts(str(tmp_path / "chat.jsonl"), instruction, ["math"])
+    assert first == system
+    assert second[-1]["content"] == "1+1?" + text
+    assert used.added == 1
+    said = used.sentence(2, "")
+    assert "1 of 2 questions; 1 have no message of the user" in said
+    assert "the others" not in said

@@ -20,7 +20,16 @@ import torch
 
 from tokencredit import layouts
 from tokencredit.chat import as_prompt, completion_text, end_of_turn
-from tokencredit.labelled import LABELS, LabelledRow, fitting, labelled_row, padded_right, prompt_ids, rollouts_of
+from tokencredit.labelled import (
+    LABELS,
+    LabelledRow,
+    fitting,
+    labelled_row,
+    outcome_of,
+    padded_right,
+    prompt_ids,
+    rollouts_of,
+)
 from tokencredit.long_traces import LongTraces, fit
 from tokencredit.padding import padded_left
 from tokencredit.prompts import text_ids
@@ -95,7 +104,7 @@ def _with_outcomes(rollouts: Rollouts, labels: list[dict[str, Any]]) -> Rollouts
 
 def _labels(row: LabelledRow) -> dict[str, Any]:
     first_error = None if row.first_error is None else row.part.index(row.first_error)
-    return {"correct": row.correct, "reward": None, "essential": row.essential, "first_error": first_error}
+    return {"correct": row.correct, "reward": row.reward, "essential": row.essential, "first_error": first_error}
 
 
 def _check_without_effect(path: Path, splitter: str | Splitter, end_of_reasoning: str, answer: str) -> None:
@@ -135,8 +144,7 @@ def _labelled(record: dict[str, Any], tokenizer: Any, chat: bool) -> LabelledRow
 def _check_one_layout(record: dict[str, Any], *, has_steps: bool) -> None:
     """Raise a ValueError where a row is in both layouts, or in another one than the first row."""
     steps = isinstance(record.get("steps"), list)
-    if steps and record.get("completion") is not None:
-        raise ValueError("the row has both a completion and steps, which are two layouts: leave one of them out")
+    layouts.check_single(record)
     if steps != has_steps and (steps or layouts.holds(record, "completion")):
         here, before = ("steps", "completions") if steps else ("a completion", "steps")
         raise ValueError(f"the row has {here}, but the first row has {before}: split the file in two")
@@ -146,18 +154,12 @@ def _plain(record: dict[str, Any], tokenizer: Any, chat: bool) -> _Plain:
     _check_one_layout(record, has_steps=False)
     named = layouts.with_names(record, layouts.TEXT)
     if named.get("prompt") is None or named.get("completion") is None:
-        known = [name for name in record if record[name] is not None]
-        raise ValueError(layouts.mismatch(known, (layouts.TEXT, layouts.STEPS, layouts.PROCESSBENCH)))
+        raise ValueError(layouts.mismatch(record, (layouts.TEXT, layouts.STEPS, layouts.PROCESSBENCH)))
     prompt = as_prompt(named["prompt"], chat=chat)
     completion = text_ids(completion_text(named["completion"]), tokenizer)
     if not isinstance(named["completion"], str):
         completion += _end(prompt, named, tokenizer)
-    correct, reward = record.get("correct"), record.get("reward")
-    if type(correct) not in (bool, type(None)):
-        raise ValueError(f"correct must be true, false or null; got {correct!r:.80}")
-    if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
-        raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
-    return _Plain(prompt_ids(prompt, tokenizer), completion, correct, None if reward is None else float(reward))
+    return _Plain(prompt_ids(prompt, tokenizer), completion, *outcome_of(record))
 
 
 def _end(prompt: str | list[Any], row: dict[str, Any], tokenizer: Any) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from datasets import Dataset
 from tokencredit.chat import BESIDE_CONTENT, as_prompt, chat_messages
 from tokencredit.layouts import PROMPT_NAMES, similar
 from tokencredit.paths import existing_file, may_be_a_path, names_a_file
-from tokencredit.tables import FORMATS, Table, inferred, read_parquet, read_table, suffix_of
+from tokencredit.tables import FORMATS, INT64, Table, inferred, read_parquet, read_table, suffix_of
 
 _ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution")
 
@@ -70,20 +71,20 @@ def load_problems(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1; got {limit}")
     if names_a_file(str(source)):
-        found = _from_file(existing_file(source), prompt_column, answer_column)
+        rows = _from_file(existing_file(source), prompt_column, answer_column)
     else:
-        found = _from_hub(str(source), split)
+        rows = _from_hub(str(source), split)
     if limit is not None:
-        found = found.first(limit)
-    if len(found.data) == 0:
+        rows = rows.first(limit)
+    if len(rows.data) == 0:
         raise ValueError(f"{source} holds no problem")
-    prompt_name = _column(found, prompt_column, PROMPT_NAMES, "prompt")
-    answer_name = _column(found, answer_column, _ANSWERS, "answer")
-    read = _read(found, prompt_name, _prompt, "text or chat messages")
+    prompt_name = _column(rows, prompt_column, PROMPT_NAMES, "prompt")
+    answer_name = _column(rows, answer_column, _ANSWERS, "answer")
+    read = _read(rows, prompt_name, _prompt, "text or chat messages")
     prompts = [_phrased(prompt, instruction, chat) for prompt in read]
-    answers = _read(found, answer_name, _answer, "text or a number")
+    answers = _read(rows, answer_name, _answer, "text or a number")
     own = {"prompt": prompts, "answer": answers}
-    data = found.data
+    data = rows.data
     others = data.remove_columns([n for n in {prompt_name, answer_name, *own} if n in data.column_names])
     if not others.column_names:  # a table without columns has lost its rows
         return Dataset.from_dict(own)
@@ -103,12 +104,12 @@ def _from_file(path: Path, prompt_column: str | None, answer_column: str | None)
         columns[name] = list(map(_as_text_messages, columns[name]))
     for name in columns.keys() & {*answers}:
         columns[name] = _alike(columns[name])
-    arrays = {name: _array(name, values, table) for name, values in columns.items()}
+    arrays = {name: _array(name, _fitting(values), table) for name, values in columns.items()}
     return _Source(str(path), Dataset(pa.table(arrays)), table.unit, table.numbers)
 
 
 def _as_text_messages(value: Any) -> Any:
-    """Chat messages whose content is text, because a column holds one kind of content; what is wrong is told later."""
+    """Chat messages whose content is text, because a column holds one kind of content; errors are reported later."""
     try:
         return chat_messages(value) if isinstance(value, list) else value
     except ValueError:
@@ -122,9 +123,21 @@ def _alike(values: list[Any]) -> list[Any]:
     return [str(value) if type(value) in (int, float) else value for value in values]
 
 
+def _fitting(values: list[Any]) -> list[Any]:
+    """Numbers as text, where one of them is a whole number of more than 64 bits, which no column holds."""
+    if all(type(value) is not int or value in INT64 for value in values):
+        return values
+    return [str(value) if type(value) in (int, float) else value for value in values]
+
+
 def _array(name: str, values: list[Any], table: Table) -> Any:
     try:
         return Dataset.from_dict({name: values}).data.column(0)
+    except OverflowError:
+        raise ValueError(
+            f"{table.path} cannot be read: column {name} holds a list or an object with a whole number of more than 64 "
+            "bits: write it as text"
+        ) from None
     except (pa.ArrowException, RecursionError) as error:
         kinds: dict[str, int] = {}
         for row, value in enumerate(values):
@@ -153,23 +166,24 @@ def _from_hub(source: str, split: str) -> _Source:
 
 def _no_file(source: str) -> str:
     """What a name that may also be a path has to do with files that are here."""
-    if not may_be_a_path(source) and not Path(source).is_dir():
+    if not may_be_a_path(source) and not isdir(source):
         return ""
     try:
         existing_file(source)
     except ValueError as error:
-        return f"{error}. As a {'dataset in a folder' if Path(source).is_dir() else 'dataset of the Hub'}, "
+        return f"{error}. As a {'dataset in a folder' if isdir(source) else 'dataset of the Hub'}, "
     return ""
 
 
-def _column(found: _Source, asked: str | None, known: Sequence[str], role: str) -> str:
-    name = next((n for n in ([asked] if asked else known) if _has(found.data, n)), None)
+def _column(rows: _Source, column: str | None, known: Sequence[str], role: str) -> str:
+    name = next((n for n in ([column] if column else known) if _has(rows.data, n)), None)
     if name is None:
-        names = found.data.column_names
-        meant = similar(asked or role, names)
+        names = rows.data.column_names
+        similar_name = similar(column or role, names)
+        advice = f", such as {similar_name}" if similar_name else ""
         raise ValueError(
-            f"{found.name} has no {role} column: looked for {asked or ', '.join(known)}; "
-            f"there are {', '.join(names)}. Name it with {role}_column{f', such as {meant}' if meant else ''}"
+            f"{rows.name} has no {role} column: looked for {column or ', '.join(known)}; "
+            f"there are {', '.join(names)}. Name it with {role}_column{advice}"
         )
     return name
 
@@ -182,10 +196,10 @@ def _has(data: Dataset, name: str) -> bool:
     return isinstance(fields, Mapping) and inner in fields
 
 
-def _read(found: _Source, name: str, convert: Callable[[Any], Any], expected: str) -> list[Any]:
+def _read(rows: _Source, name: str, convert: Callable[[Any], Any], expected: str) -> list[Any]:
     """A column's values, converted; `convert` raises a ValueError for what it cannot take."""
     outer, _, inner = name.partition(".")
-    data = found.data
+    data = rows.data
     raw = data[name] if name in data.column_names else [(value or {}).get(inner) for value in data[outer]]
     values, wrong, reasons = [], [], []
     for row, value in enumerate(raw):
@@ -195,9 +209,9 @@ def _read(found: _Source, name: str, convert: Callable[[Any], Any], expected: st
             wrong.append(row)
             reasons.append(str(error))
     if wrong:
-        reason = f" ({found.unit} {found.numbers[wrong[0]]}: {reasons[0]})" if reasons[0] else ""
+        reason = f" ({rows.unit} {rows.numbers[wrong[0]]}: {reasons[0]})" if reasons[0] else ""
         raise ValueError(
-            f"{found.name}: column {name} must hold {expected}, not empty; {found.listed(wrong)} must be corrected or "
+            f"{rows.name}: column {name} must hold {expected}, not empty; {rows.listed(wrong)} must be corrected or "
             f"dropped{reason}"
         )
     return values
@@ -220,7 +234,7 @@ def _phrased(prompt: Any, instruction: str, chat: bool) -> Any:
         text = prompt + instruction
         return [{"role": "user", "content": text}] if chat else text
     last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=-1)
-    return [{**m, "content": m["content"] + instruction * (i == last)} for i, m in enumerate(prompt)]
+    return [{**message, "content": message["content"] + instruction * (i == last)} for i, message in enumerate(prompt)]
 
 
 def _answer(value: Any) -> str:

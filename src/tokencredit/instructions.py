@@ -33,11 +33,13 @@ class Instruction:
         text: the instruction; empty where there is none.
         added: the number of questions that it was added to.
         default_of: the reward whose default it is; None where the user gave it.
+        without_question: the number of conversations without a message of the user, which it cannot be added to.
     """
 
     text: str
     added: int
     default_of: str | None = None
+    without_question: int = 0
 
     def sentence(self, problems: int, switch_off: str) -> str:
         """What is printed about it.
@@ -49,9 +51,12 @@ class Instruction:
         if not self.text:
             return "instruction: none"
         where = "every question" if self.added == problems else f"{self.added} of {problems} questions"
+        if self.without_question:
+            where += f"; {self.without_question} have no message of the user"
         if self.default_of is None:
             return f"instruction: {self.text!r}, added to {where}"
-        rest = "" if self.added == problems else "; the others name \\boxed or #### themselves"
+        others = problems - self.added - self.without_question
+        rest = "; the others name \\boxed or #### themselves" if others else ""
         return (
             f"instruction: {self.text!r}, the default of the reward {self.default_of}, added to {where}{rest} "
             f"({switch_off} adds none)"
@@ -72,12 +77,21 @@ def load_instructed(
     reward = next((name for name in rewards if name in DEFAULTS), None)
     problems = load_problems(source, split, instruction=instruction or "", **options)
     if instruction is not None or reward is None:
-        return problems, Instruction(instruction or "", len(problems) if instruction else 0)
+        if not instruction:
+            return problems, Instruction("", 0)
+        without = sum(not _has_question(prompt) for prompt in problems["prompt"])
+        return problems, Instruction(instruction, len(problems) - without, without_question=without)
     text, prompts = DEFAULTS[reward], problems["prompt"]
+    silent = [prompt for prompt in prompts if not _asks(prompt)]
+    added = sum(map(_has_question, silent))
     instructed = [prompt if _asks(prompt) else _with(prompt, text) for prompt in prompts]
-    added = sum(not _asks(prompt) for prompt in prompts)
     problems = problems.remove_columns("prompt").add_column("prompt", instructed)
-    return problems, Instruction(text if added else "", added, reward)
+    return problems, Instruction(text if added else "", added, reward, len(silent) - added)
+
+
+def _has_question(prompt: Any) -> bool:
+    """Whether there is a text or a message of the user, which an instruction can be added to."""
+    return isinstance(prompt, str) or any(message["role"] == "user" for message in prompt)
 
 
 def _asks(prompt: Any) -> bool:

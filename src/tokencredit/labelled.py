@@ -5,7 +5,8 @@ One completion a row; its text is the steps, one after the other, and then the a
     {"prompt": "...", "steps": ["1+6=7. ", "Wait: 7.</think>"], "answer": "7", "essential": [true, false]}
 
 `null` in `essential` leaves a step without a label; without `essential` no step has one. Where it is known, `correct`
-says whether the answer is right, and `first_error` the number of the first wrong step (`len(steps)` for the answer).
+says whether the answer is right, `first_error` the number of the first wrong step (`len(steps)` for the answer), and
+`reward` the reward of the completion. A row with `first_error` and without `correct` is wrong.
 `prompt` may be chat messages, which go through the tokenizer's chat template. docs/formats.md describes the files.
 It makes no difference whether the spaces between two steps are written at the end of one or at the start of the other.
 
@@ -51,7 +52,8 @@ class Labelled(NamedTuple):
 class LabelledRow(NamedTuple):
     """One completion: token ids, and of each token the part that it belongs to, the steps and then the answer.
 
-    `essential`: a label a step, None where it has none. `first_error`: a part. None where nothing is known.
+    `essential`: a label a step, None where it has none. `first_error`: a part. `correct`: False where the file gives
+    `first_error` without it. None where nothing is known.
     """
 
     prompt: list[int]
@@ -60,6 +62,7 @@ class LabelledRow(NamedTuple):
     essential: list[bool | None]
     first_error: int | None
     correct: bool | None
+    reward: float | None
 
 
 class LabelledTraces(NamedTuple):
@@ -104,7 +107,9 @@ def fitting(rows: Sequence[LabelledRow], context: int | None, long_traces: str) 
 
 
 def rollouts_of(rows: Sequence[LabelledRow]) -> Rollouts:
-    """The completions as a batch, with `answer_start` and `step_index`."""
+    """The completions as a batch, with `answer_start` and `step_index`, and `correct` and `rewards` where all rows have
+    them."""
+    correct, rewards = [row.correct for row in rows], [row.reward for row in rows]
     prompt_ids, prompt_mask = padded_left([row.prompt for row in rows], 0)
     answers = [len(row.essential) for row in rows]
     return Rollouts(
@@ -116,6 +121,8 @@ def rollouts_of(rows: Sequence[LabelledRow]) -> Rollouts:
         step_index=padded_right(
             [[k if k < answer else -1 for k in row.part] for row, answer in zip(rows, answers, strict=True)], -1
         ),
+        correct=None if None in correct else torch.tensor(correct),
+        rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
     )
 
 
@@ -129,37 +136,57 @@ def labelled_row(record: dict[str, Any], tokenizer: Any, *, chat: bool = False) 
     Raises:
         ValueError: what it lacks, or what is wrong with it.
     """
+    layouts.check_single(record)
     record = layouts.with_names(_our_layout(record), layouts.STEPS)
     if any(record.get(name) is None for name in layouts.STEPS.required):
-        known = [name for name in record if record[name] is not None]
-        raise ValueError(layouts.mismatch(known, (layouts.STEPS, layouts.PROCESSBENCH, layouts.TEXT)))
+        raise ValueError(layouts.mismatch(record, (layouts.STEPS, layouts.PROCESSBENCH, layouts.TEXT)))
     prompt, steps, answer = record["prompt"], record["steps"], record["answer"]
     if not isinstance(steps, list) or not steps or not all(isinstance(text, str) and text for text in (*steps, answer)):
         raise ValueError(f"expected {layouts.STEPS.example}: steps and answer are texts, none of them empty")
-    labels, error, correct = _labels_of(record, len(steps))
+    labels, error = _labels_of(record, len(steps))
+    correct, reward = outcome_of(record, error)
     completion, part = _tokens([*steps, answer], tokenizer)
     if error is not None and error not in part:
         raise ValueError(
             f"no token begins in step {error}, the first error: it is nothing but spaces, or shares its only token "
             "with the step before; join the two"
         )
-    return LabelledRow(prompt_ids(as_prompt(prompt, chat=chat), tokenizer), completion, part, labels, error, correct)
+    ids = prompt_ids(as_prompt(prompt, chat=chat), tokenizer)
+    return LabelledRow(ids, completion, part, labels, error, correct, reward)
 
 
-def _labels_of(record: dict[str, Any], steps: int) -> tuple[list[bool | None], int | None, bool | None]:
-    """`essential`, a label a step; `first_error` and `correct`."""
+def outcome_of(record: dict[str, Any], first_error: int | None = None) -> tuple[bool | None, float | None]:
+    """`correct` and `reward` of a row; a row with a first error and without `correct` is wrong.
+
+    Raises:
+        ValueError: one of them is not what it should be, or the first error and a reward of 1 contradict each other.
+    """
+    correct, reward = record.get("correct"), record.get("reward")
+    if type(correct) not in (bool, type(None)):
+        raise ValueError(f"correct must be true, false or null; got {correct!r:.80}")
+    if type(reward) not in (int, float, type(None)) or (reward is not None and not abs(reward) < 1e30):
+        raise ValueError(f"reward must be a number or null; got {reward!r:.80}")
+    if correct is None and first_error is not None:
+        if reward == 1:
+            raise ValueError(
+                f"first_error is {first_error}, but the reward is 1: add correct, true or false, for the answer"
+            )
+        correct = False
+    return correct, None if reward is None else float(reward)
+
+
+def _labels_of(record: dict[str, Any], steps: int) -> tuple[list[bool | None], int | None]:
+    """`essential`, a label a step; and `first_error`."""
     labels = record.get("essential")
     labels = [None] * steps if labels is None else labels
     if not isinstance(labels, list) or len(labels) != steps or not all(type(x) in (bool, type(None)) for x in labels):
         raise ValueError(f"{steps} steps need as many labels in essential, true, false or null; got {labels!r:.80}")
-    error, correct = record.get("first_error"), record.get("correct")
+    error = record.get("first_error")
     if type(error) is float and error.is_integer():  # tables with gaps store whole numbers so
         error = int(error)
     if error is not None and (type(error) is not int or not 0 <= error <= steps):
         raise ValueError(f"first_error must be a step from 0 to {steps} (the answer), or null; got {error!r:.80}")
-    if not (correct is None or type(correct) is bool):
-        raise ValueError(f"correct must be true, false or null; got {correct!r:.80}")
-    return labels, error, correct
+    return labels, error
 
 
 def _our_layout(record: dict[str, Any]) -> dict[str, Any]:
@@ -169,12 +196,14 @@ def _our_layout(record: dict[str, Any]) -> dict[str, Any]:
     steps, label = record.get("steps"), record["label"]
     if not isinstance(steps, list) or len(steps) < 2 or not all(isinstance(step, str) for step in steps):
         raise ValueError("expected at least two steps of text, of which the last is the answer")
+    verdict = record.get("final_answer_correct")
     return {
         "prompt": record["problem"],
         "steps": [f"{step}\n\n" for step in steps[:-1]],
         "answer": steps[-1],
         "first_error": None if label == -1 else label,
-        "correct": record.get("final_answer_correct"),
+        "correct": record.get("correct") if verdict is None else verdict,
+        "reward": record.get("reward"),
     }
 
 

@@ -56,13 +56,22 @@ def holds(row: Mapping[str, Any], name: str) -> bool:
     return any(row.get(alias) is not None for alias in _aliases(name))
 
 
-def mismatch(names: Collection[str], layouts: Sequence[Layout]) -> str:
-    """What was expected of a row with these columns: the closest layout, and what is to be renamed or added."""
+def check_single(row: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a row is in both layouts."""
+    if isinstance(row.get("steps"), list) and row.get("completion") is not None:
+        raise ValueError("the row has both a completion and steps, which are two layouts: leave one of them out")
+
+
+def mismatch(row: Mapping[str, Any], layouts: Sequence[Layout]) -> str:
+    """What was expected of a row: the closest layout, and what is to be renamed, added or filled in."""
+    names = [name for name, value in row.items() if value is not None]
     layout = max(layouts, key=lambda layout: _closeness(names, layout))
     advice = []
     for name in _lacking(names, layout):
-        meant = similar(name, names, layout.required)
-        advice.append(f"rename {meant} to {name}" if meant else f"{name} is missing")
+        similar_name = similar(name, names, layout.required)
+        empty = next((alias for alias in _aliases(name) if alias in row), None)
+        lack = f"{empty} is empty" if empty else f"{name} is missing"
+        advice.append(f"rename {similar_name} to {name}" if similar_name else lack)
     closest = "the closest layout; " if len(layouts) > 1 else ""
     return f"expected {layout.example}: {closest}the row has {_listed(names)}{''.join(f'; {a}' for a in advice)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from os.path import exists, isdir, isfile
 from pathlib import Path
 
 _SHOWN = 5
@@ -17,7 +18,7 @@ _PLACES = ("/", "~", "./", "../", ".\\", "..\\")
 def names_a_file(source: str) -> bool:
     """Whether a text that may name a dataset of the Hub names a file: one that exists, or that is written as a path."""
     return (
-        Path(source).is_file()
+        isfile(source)
         or source.startswith(_PLACES)
         or source.count("/") > 1
         or Path(source).is_absolute()
@@ -27,7 +28,7 @@ def names_a_file(source: str) -> bool:
 
 def may_be_a_path(source: str) -> bool:
     """Whether a name in the form of the Hub's, OWNER/NAME, is also a path into a folder that is here."""
-    return "/" in source and Path(source).parent.is_dir()
+    return "/" in source and isdir(Path(source).parent)
 
 
 def existing_file(path: Path | str) -> Path:
@@ -36,14 +37,18 @@ def existing_file(path: Path | str) -> Path:
     Raises:
         ValueError: there is no such file, or it is a folder; the closest names that are there are given.
     """
-    place = Path(path).expanduser()
     try:
-        if place.is_file() or (place.exists() and not place.is_dir()):
-            return place
-        names = sorted(p.name for p in (place if place.is_dir() else place.parent).iterdir() if p.is_file())
+        place = Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no file {path}: there is no user {Path(path).parts[0][1:]}") from None
+    # The functions of os.path answer False for a name that is too long, where the methods of Path raise an OSError.
+    if exists(place) and not isdir(place):
+        return place
+    try:
+        names = sorted(p.name for p in (place if isdir(place) else place.parent).iterdir() if isfile(p))
     except (OSError, ValueError):
         raise ValueError(f"there is no file {path}: {_nearest_folder(place)}") from None
-    if place.is_dir():
+    if isdir(place):
         raise ValueError(f"{path} is a folder: name a file in it{_listed(names, place.name)}")
     raise ValueError(f"there is no file {path}; in that folder are{_listed(names, place.name) or ' no files'}")
 
@@ -57,6 +62,6 @@ def _listed(names: list[str], wanted: str) -> str:
 
 def _nearest_folder(path: Path) -> str:
     missing = path.parent
-    while missing != missing.parent and not missing.parent.exists():
+    while missing != missing.parent and not exists(missing.parent):
         missing = missing.parent
     return f"there is no folder {missing}"

@@ -84,8 +84,7 @@ def load_lessons(path: Path | str, tokenizer: Any, *, chat: bool = False) -> lis
 def _lesson(record: dict[str, Any], tokenizer: Any, chat: bool) -> Lesson:
     row = layouts.with_names(record, layouts.TEXT)
     if row.get("prompt") is None or row.get("completion") is None:
-        known = [name for name in record if record[name] is not None]
-        raise ValueError(layouts.mismatch(known, (layouts.TEXT,)))
+        raise ValueError(layouts.mismatch(record, (layouts.TEXT,)))
     prompt = as_prompt(row["prompt"], chat=chat)
     ids = text_ids(completion_text(row["completion"]), tokenizer)
     end = [] if isinstance(row["completion"], str) or isinstance(prompt, str) else end_of_turn(prompt, tokenizer)

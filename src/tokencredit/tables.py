@@ -25,6 +25,9 @@ Row = TypeVar("Row")
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 """The suffixes that are read. `.ndjson` is another name of .jsonl; each may be followed by .gz."""
 
+INT64 = range(-(2**63), 2**63)
+"""The whole numbers that a column of a dataset holds."""
+
 _GZIP, _PARQUET, _UTF16 = b"\x1f\x8b", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_CELL = 2**31 - 1
 _NUMBER_OR_LIST = re.compile(r"\s*(?:[\[{\-0-9]|NaN|Infinity)")
@@ -76,7 +79,9 @@ def read_table(path: Path | str, *, typed: Collection[str] = ()) -> Table:
         )
     unit, placed = _READERS[kind](path, _content(path), typed)
     for number, row in placed:
-        _check_text(row, f"{path}, {unit} {number}")
+        place = f"{path}, {unit} {number}"
+        _check_text(row, place)
+        _check_keys(row, place)
     return Table(path, [row for _, row in placed], unit, [number for number, _ in placed])
 
 
@@ -125,6 +130,8 @@ def _inferred_column(cells: list[Any]) -> list[Any]:
         values = [typed_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     except ValueError:
         return cells
+    if any(type(value) is int and value not in INT64 for value in values):
+        return cells
     kinds = {float if type(value) is int else type(value) for value in values if value is not None}
     return values if len(kinds) == 1 and str not in kinds else cells
 
@@ -156,7 +163,7 @@ def typed_cell(text: str) -> Any:
     if not _NUMBER_OR_LIST.match(text):
         return text
     try:
-        return json.loads(text)
+        return _parsed(text)
     except (ValueError, RecursionError) as error:
         if word[0] in "[{":
             raise ValueError(f"{_not_json(text, error)}. Lists are written as in JSON, such as [1, 2]") from None
@@ -204,7 +211,10 @@ def _json(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Pla
     if not text.strip():
         return "row", []
     try:
-        records = _records(_loaded(text))
+        whole = _loaded(text)
+        if isinstance(whole, _RepeatedKey):
+            raise ValueError(whole.fault)
+        records = _records(whole)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _json_lines(path, content, typed)  # pandas and datasets give JSON Lines this suffix
@@ -296,7 +306,7 @@ def _cell(name: str, text: str, typed: Collection[str]) -> Any:
 def _chat_cell(name: str, text: str) -> Any:
     """A list of objects with `role`, which are chat messages, or else the text as it is."""
     try:
-        value = json.loads(text)
+        value = _parsed(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip(" [").startswith("{'role'"):
             raise ValueError(f"column {name}: {_not_json(text, error)}") from None
@@ -335,9 +345,41 @@ def _decoded(content: bytes) -> str:
         raise ValueError(f"the text is not UTF-8{where}{seems}: save the file as UTF-8") from None
 
 
+class _RepeatedKey(dict[str, Any]):
+    """A JSON object that has a key twice; it stands in the row until the row's place can be named."""
+
+    fault = ""
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    keys = [key for key, _ in pairs]
+    repeated = _RepeatedKey(values)
+    repeated.fault = (
+        f"an object has the key {next(key for key in keys if keys.count(key) > 1)} twice: leave one of them"
+    )
+    return repeated
+
+
+def _check_keys(row: dict[str, Any], place: str) -> None:
+    values: list[Any] = [row]
+    while values:
+        value = values.pop()
+        if isinstance(value, _RepeatedKey):
+            raise ValueError(f"{place}: {value.fault}")
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+
+
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text)
+        return _parsed(text)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 

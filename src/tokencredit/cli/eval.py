@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[
-        str, typer.Option(help="Problems: a .parquet, .jsonl or .json file, or a hub's dataset, NAME or NAME:CONFIG.")
+        str,
+        typer.Option(
+            help="Problems: a file of any format of docs/formats.md, or a dataset of the Hub, NAME or NAME:CONFIG."
+        ),
     ],
     model: Annotated[
         str | None, typer.Argument(help="A model's folder or hub name; not needed with --gold.", show_default=False)

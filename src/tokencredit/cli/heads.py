@@ -46,11 +46,9 @@ def heads(
     traces: Annotated[
         Path | None,
         typer.Option(
-            help="Your completions, as text or in labelled steps (docs/formats.md); by default MODEL is a testbed "
-            "policy.",
+            help="Your completions, as text or in labelled steps: a file of any format of docs/formats.md; by default "
+            "MODEL is a testbed policy.",
             show_default=False,
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     labels: Annotated[
@@ -110,6 +108,7 @@ def heads(
     """
     offline_if_local(model, against)
     from tokencredit.heads import head_stability
+    from tokencredit.paths import existing_file
 
     quiet_libraries()
     spans = {"splitter": splitter, "end_of_reasoning": end_of_reasoning, "answer": answer}
@@ -122,13 +121,15 @@ def heads(
     of_testbed = {"task": task, "level": level, "warmup_steps": warmup_steps, "completions": completions}
     with user_errors():
         _check_options(labels, threshold, model, traces, of_traces, of_testbed)
+        if traces is not None:
+            existing_file(traces)
         _check_outputs(out, traces, overwrite)
         least = Least(min_pairs, min_completions)
         if traces is None or model is None:
             policy, tokenizer, read = _testbed(model, task, level, seed, warmup_steps, completions)
         else:
             policy, tokenizer = load_policy(model)
-            read = read_traces(traces, policy, tokenizer, **of_traces)
+            read = read_traces(traces, policy, tokenizer, **of_traces, needs_correct=labels == ABLATION)
         other = None if against is None else load_model(against)
         for note in read.notes:
             say(f"note: {note}")

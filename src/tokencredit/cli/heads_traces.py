@@ -85,10 +85,12 @@ def read_traces(
     chat: bool,
     long_traces: str,
     correct_threshold: float | None,
+    needs_correct: bool,
 ) -> Traces:
     """
     Args:
         correct_threshold: the reward from which on a completion is correct, where it has a reward but no `correct`.
+        needs_correct: let rewards tell which completions are correct; otherwise rewards are not read.
 
     Raises:
         ValueError: the file cannot be read so.
@@ -104,7 +106,10 @@ def read_traces(
     has_steps = "essential" in found.labels[0]
     notes = found.long.notes + ([] if has_steps else span_notices(found.rollouts, splitter, **spans))
     exact = _exact(found) if has_steps else None
-    return Traces(found.rollouts, has_steps, exact, _known_correct(found.labels, correct_threshold), notes)
+    correct = [label["correct"] for label in found.labels]
+    if needs_correct:
+        correct = _known_correct(found.labels, correct_threshold)
+    return Traces(found.rollouts, has_steps, exact, correct, notes)
 
 
 def _exact(found: Completions) -> Labelled:

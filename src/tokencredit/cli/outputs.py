@@ -152,7 +152,7 @@ def _grown(before: list[Any], more: list[Any]) -> list[Any]:
 
 
 def _is_inside(source: str | Path, folder: Path) -> bool:
-    return Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve())
+    return os.path.exists(source) and Path(source).resolve().is_relative_to(folder.resolve())
 
 
 def _empty(folder: Path) -> None:

@@ -41,7 +41,8 @@ def quickstart(
     problems: Annotated[
         Path | None,
         typer.Option(
-            help="Your problems, JSONL; a fifth of them is held out.", show_default=False, exists=True, dir_okay=False
+            help="Your problems: a file of any format of docs/formats.md; a fifth of them is held out.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/quickstart-TIME")] = None,
@@ -56,6 +57,7 @@ def quickstart(
     offline()
     with needed_packages("quickstart"):
         from tokencredit.methods.specs import expand_specs
+        from tokencredit.paths import existing_file
         from tokencredit.report import write_report
         from tokencredit.testbed.quickstart import Quickstart, prepare, run
         from tokencredit.testbed.reward_model import RewardTraining
@@ -70,7 +72,7 @@ def quickstart(
             task=task,
             level=level,
             seed=seed,
-            problems=None if problems is None else str(problems),
+            problems=None if problems is None else str(existing_file(problems)),
             evaluation_problems=evaluate_on,
             budget=Budget(steps=steps, prompts=prompts, seed=seed),
             warm_up=recipe_for(task, seed=seed, steps=warmup_steps),

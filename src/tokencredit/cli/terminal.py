@@ -88,8 +88,8 @@ def offline_if_local(*sources: str | Path | None) -> None:
 
 def _is_local(path: Path) -> bool:
     adapter = path / "adapter_config.json"
-    if not adapter.is_file():
-        return path.exists()
+    if not os.path.isfile(adapter):
+        return os.path.exists(path)
     try:
         base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):

@@ -29,7 +29,7 @@ def warmup(
     model: Annotated[str, typer.Argument(help="A model's folder or hub name.")],
     data: Annotated[
         Path,
-        typer.Option(help='Lines of {"prompt": ..., "completion": "..."}, JSONL.', exists=True, dir_okay=False),
+        typer.Option(help="Prompts and completions to learn: a file of any format of docs/formats.md."),
     ],
     out: Annotated[Path, typer.Option(help="The folder for the model, which is made.")],
     chat: Annotated[
@@ -55,6 +55,7 @@ def warmup(
         import peft  # noqa: F401 - named here, before anything is loaded
 
         from tokencredit.cli.models import load_policy
+        from tokencredit.paths import existing_file
         from tokencredit.supervised import Supervision, fine_tune, load_lessons
     quiet_libraries()
     with user_errors():
@@ -66,6 +67,7 @@ def warmup(
         replace = overwrite or (resume and (unfinished / _REPLACES).exists())
         _check_model_folder(out, model, replace=replace)
         check_claim(unfinished, settings, overwrite=overwrite, resume=resume)
+        existing_file(data)
         policy, tokenizer = load_policy(model)
         lessons = load_lessons(data, tokenizer, chat=chat)
         claim_folder(unfinished, settings, overwrite=overwrite, resume=resume)
