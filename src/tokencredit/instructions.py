@@ -74,13 +74,14 @@ def load_instructed(
     if instruction is not None or reward is None:
         return problems, Instruction(instruction or "", len(problems) if instruction else 0)
     text, prompts = DEFAULTS[reward], problems["prompt"]
-    instructed = [prompt if _asks(prompt) else _with(prompt, text) for prompt in prompts]
-    added = sum(not _asks(prompt) for prompt in prompts)
+    instructed = [prompt if asks_itself(prompt) else _with(prompt, text) for prompt in prompts]
+    added = sum(not asks_itself(prompt) for prompt in prompts)
     problems = problems.remove_columns("prompt").add_column("prompt", instructed)
     return problems, Instruction(text if added else "", added, reward)
 
 
-def _asks(prompt: Any) -> bool:
+def asks_itself(prompt: Any) -> bool:
+    """Whether a prompt, text or chat messages, says already where the answer is to be written."""
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     return any(mark in text for text in texts for mark in _ASKING)
 
