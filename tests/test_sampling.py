@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
-from tokencredit.sampling import drawing_with, random_numbers
+from tokencredit.sampling import drawing_with, random_numbers, taking_likeliest
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says():
@@ -36,3 +39,13 @@ def test_the_numbers_are_those_of_seed_problem_and_sample():
     rows = [*numbers, *random_numbers([0], 1, seed=4, length=6)]
     assert len({tuple(row.tolist()) for row in rows}) == 5
     assert ((numbers >= 0) & (numbers < 1)).all()
+
+
+@pytest.mark.parametrize("bad", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+def test_logits_without_a_distribution_are_refused(bad):
+    scores = torch.tensor([[0.0, 1.0, -math.inf], bad])
+    ids, numbers = torch.zeros(2, 1, dtype=torch.long), torch.full((2, 1), 0.5, dtype=torch.float64)
+    for processors in (drawing_with(numbers, 1.0, 1.0), taking_likeliest()):
+        with pytest.raises(ValueError, match="logits are NaN or infinite"):
+            processors(ids, scores)
+    assert torch.equal(taking_likeliest()(ids[:1], scores[:1]), scores[:1])

@@ -17,7 +17,7 @@ from tokencredit.padding import padded_left
 from tokencredit.prompts import encode_prompts
 from tokencredit.rewards import Reward, check
 from tokencredit.rewards.base import as_completion, checked_values, known_correct, name_of, unanswered
-from tokencredit.sampling import drawing_with, random_numbers
+from tokencredit.sampling import drawing_with, random_numbers, taking_likeliest
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def evaluate(
         on_progress: called with the number of problems done, and the completions that are new.
 
     Raises:
-        ValueError: the settings, the problems, the tokenizer's chat template, `done` or the reward's values do not fit.
+        ValueError: the settings, the problems, the tokenizer's chat template, `done` or the reward's values do not fit; or the model's
+            logits are NaN or infinite.
     """
     _check_settings(problems, samples, temperature, top_p, max_new_tokens, batch_size)
     if len(done) > len(problems) * samples or any(one.row != i // samples for i, one in enumerate(done)):
@@ -139,8 +140,9 @@ def evaluate(
             numbers = random_numbers(rows, samples, seed, max_new_tokens) if temperature > 0 else None
             ids: list[list[int]] = []
             for i in range(0, len(rows), batch_size):
-                drawing = None if numbers is None else drawing_with(numbers[i : i + batch_size], temperature, top_p)
-                prompts = [encoded[row] for row in rows[i : i + batch_size]]
+                here = slice(i, i + batch_size)
+                drawing = taking_likeliest() if numbers is None else drawing_with(numbers[here], temperature, top_p)
+                prompts = [encoded[row] for row in rows[here]]
                 ids += _generate(model, prompts, config, drawing)
             new = _score(rows, ids, columns, reward, tokenizer, config.eos_token_id)
             scored += new
@@ -207,7 +209,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _generate(
-    model: Any, prompts: Sequence[list[int]], config: GenerationConfig, drawing: LogitsProcessorList | None
+    model: Any, prompts: Sequence[list[int]], config: GenerationConfig, drawing: LogitsProcessorList
 ) -> list[list[int]]:
     """Token ids of a completion each, up to and including the end of sequence where there is one."""
     ids, mask = padded_left(prompts, config.pad_token_id, model.device)

@@ -82,9 +82,9 @@ def load_instructed(
         without = sum(not _has_question(prompt) for prompt in problems["prompt"])
         return problems, Instruction(instruction, len(problems) - without, without_question=without)
     text, prompts = DEFAULTS[reward], problems["prompt"]
-    silent = [prompt for prompt in prompts if not _asks(prompt)]
+    silent = [prompt for prompt in prompts if not asks_itself(prompt)]
     added = sum(map(_has_question, silent))
-    instructed = [prompt if _asks(prompt) else _with(prompt, text) for prompt in prompts]
+    instructed = [prompt if asks_itself(prompt) else _with(prompt, text) for prompt in prompts]
     problems = problems.remove_columns("prompt").add_column("prompt", instructed)
     return problems, Instruction(text if added else "", added, reward, len(silent) - added)
 
@@ -94,7 +94,8 @@ def _has_question(prompt: Any) -> bool:
     return isinstance(prompt, str) or any(message["role"] == "user" for message in prompt)
 
 
-def _asks(prompt: Any) -> bool:
+def asks_itself(prompt: Any) -> bool:
+    """Whether a prompt, text or chat messages, says already where the answer is to be written."""
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     return any(mark in text for text in texts for mark in _ASKING)
 

@@ -33,7 +33,26 @@ def random_numbers(rows: Sequence[int], samples: int, seed: int, length: int) ->
 def drawing_with(numbers: Tensor, temperature: float, top_p: float) -> LogitsProcessorList:
     """What `generate` is given so that it draws with these numbers (B, T); with `do_sample=False`."""
     nucleus = [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    return LogitsProcessorList([TemperatureLogitsWarper(temperature), *nucleus, _Draw(numbers)])
+    return LogitsProcessorList([_Checked(), TemperatureLogitsWarper(temperature), *nucleus, _Draw(numbers)])
+
+
+def taking_likeliest() -> LogitsProcessorList:
+    """What `generate` is given for greedy completions, with `do_sample=False`."""
+    return LogitsProcessorList([_Checked()])
+
+
+class _Checked(LogitsProcessor):
+    """Refuses logits that define no distribution: of them some token would be taken, and nothing would say so."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V), unchanged. A token may be ruled out with minus infinity, but not all of them."""
+        # The maximum is NaN if any logit is, and infinite if one is or if all tokens are ruled out.
+        if not scores.amax(-1).isfinite().all():
+            raise ValueError(
+                "the model's logits are NaN or infinite, so no token can be drawn from them: the weights may be "
+                "damaged, or their precision too low (load the model in float32 or bfloat16)"
+            )
+        return scores
 
 
 class _Draw(LogitsProcessor):

@@ -86,6 +86,28 @@ def test_math_asks_for_a_boxed_answer_and_says_so(here):
     assert (found["instruction"], found["instructed"]) == ("", 0)
 
 
+def test_another_instruction_is_not_advised_where_every_question_asks_for_a_box(here):
+    rows = [row | {"prompt": row["prompt"] + "Write \\boxed{}.\n"} for row in ROWS]
+    (here / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run("model", "--max-new-tokens", 3)
+    assert result.exit_code == 0, result.output
+    assert "the reward math can read; --completions shows what they say" in result.output
+
+
+def test_the_problems_are_not_replaced_under_another_name(here):
+    (here / "folder").mkdir()
+    before = (here / "problems.jsonl").read_text()
+    (here / "link.jsonl").symlink_to("problems.jsonl")
+    for option in ("--out", "--completions"):
+        for name in ("folder/../problems.jsonl", "link.jsonl"):
+            refused = run("model", option, name, "--overwrite")
+            assert refused.exit_code == 2, refused.output
+            assert f"{option} names the file of the problems" in refused.output
+    refused = run("model", "--out", "a.json", "--completions", "folder/../a.json")
+    assert "cannot both be written" in refused.output
+    assert (here / "problems.jsonl").read_text() == before
+
+
 def test_files_that_exist_are_replaced_on_request_only(here):
     for option in ("--out", "--completions"):
         (here / "kept").write_text("kept")

@@ -41,6 +41,7 @@ def here(tmp_path, monkeypatch):
     ("command", "message"),
     [
         ([*SCORE, "--out", "file"], "file is a file, not a folder"),
+        ([*SCORE, "--trace", "2"], "give --table as well"),
         ([*SCORE, "--out", "."], "exists: choose another --out"),
         ([*SCORE, "--out", "file/run"], "file is a file, not a folder"),
         ([*EVAL, "--out", "folder"], "folder is a folder: name the file to write"),
@@ -154,6 +155,36 @@ def test_what_the_run_itself_reads_is_not_removed(tmp_path):
     assert traces.read_text() == "kept"
     claim_folder(tmp_path / "run", RUN, overwrite=True, inputs=[None, "owner/name", tmp_path])
     assert not traces.exists()
+
+
+def test_an_input_in_the_users_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    claim_folder(tmp_path / "run", RUN, overwrite=False)
+    (tmp_path / "run" / "traces.jsonl").write_text("kept")
+    with pytest.raises(ValueError, match="--overwrite would remove ~/run/traces.jsonl"):
+        claim_folder(tmp_path / "run", RUN, overwrite=True, inputs=["~/run/traces.jsonl"])
+
+
+def test_a_run_that_another_version_continues_keeps_the_first_version(tmp_path, capsys):
+    how = {"overwrite": False, "resume": True}
+    claim_folder(tmp_path / "run", {**RUN, "tokencredit": "0.1"}, overwrite=False, resume=False)
+    assert claim_folder(tmp_path / "run", {**RUN, "tokencredit": "0.1"}, **how)["tokencredit"] == "0.1"
+    assert "note" not in capsys.readouterr().out
+    settings = claim_folder(tmp_path / "run", {**RUN, "tokencredit": "0.2"}, **how)
+    assert settings["tokencredit"] == "0.1"
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == settings
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: the run was begun with tokencredit 0.1, and goes on with 0.2" in said
+
+
+def test_a_run_is_not_continued_with_a_model_that_has_changed(tmp_path):
+    """The version of a model may be known only once it is loaded: until then the settings go without it."""
+    how = {"overwrite": False, "resume": True}
+    claim_folder(tmp_path / "run", {**RUN, "model_version": "a"}, overwrite=False, resume=False)
+    claim_folder(tmp_path / "run", {**RUN, "model_version": "a"}, **how)
+    assert claim_folder(tmp_path / "run", RUN, **how)["model_version"] == "a"
+    with pytest.raises(ValueError, match="the files of the model have changed since"):
+        claim_folder(tmp_path / "run", {**RUN, "model_version": "b"}, **how)
 
 
 def test_a_folder_that_is_a_link_is_replaced_behind_it(tmp_path):

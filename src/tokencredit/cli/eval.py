@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cli.models import load_policy
-from tokencredit.cli.outputs import check_file, claim_file, explained_interruption
+from tokencredit.cli.outputs import check_file, claim_file, explained_interruption, real_path
 from tokencredit.cli.partial import Partial
 from tokencredit.cli.terminal import (
     Bars,
@@ -99,7 +99,7 @@ def evaluate(
     offline_if_local(data, model)
     with needed_packages("eval"), user_errors():
         from tokencredit import rewards
-        from tokencredit.instructions import load_instructed
+        from tokencredit.instructions import asks_itself, load_instructed
 
         scorer = rewards.find(reward)
     quiet_libraries()
@@ -138,7 +138,8 @@ def evaluate(
                 model, problems, scorer, {**sampling, "batch_size": batch_size}, completions, kept, overwrite, resume
             )
             console.print(_table(report))
-            _note_unanswered(report, reward, instructed.text)
+            asked_for = bool(instructed.text) or all(map(asks_itself, problems["prompt"]))
+            _note_unanswered(report, reward, asked_for)
             results = {"model": model, "instruction": instructed.text, "instructed": instructed.added}
             results |= report.as_json()
     if out is not None:
@@ -164,13 +165,13 @@ def _check_outputs(data: str, out: Path | None, completions: Path | None, *, rep
     for path, option in ((out, "--out"), (completions, "--completions")):
         if path is not None:
             check_file(path, option)
-            if path.absolute() == Path(data).absolute():
+            if real_path(path) == real_path(data):
                 raise ValueError(
                     f"{option} names the file of the problems, {path}, and would replace it: choose another"
                 )
             claim_file(path, overwrite=replace, option=option)
     if out is not None and completions is not None:
-        one, other = out.absolute(), completions.absolute()
+        one, other = real_path(out), real_path(completions)
         if one == other or one in other.parents or other in one.parents:
             raise ValueError(f"--out {out} and --completions {completions} cannot both be written: choose another file")
 
@@ -245,12 +246,13 @@ def _write_completions(path: Path, scored: Sequence[Scored], problems: Any) -> N
     say(f"written: {path}")
 
 
-def _note_unanswered(report: EvaluationReport, reward: str, instruction: str) -> None:
+def _note_unanswered(report: EvaluationReport, reward: str, asked_for: bool) -> None:
+    """Where every question asks for a box already, another instruction is no remedy."""
     if not report.unanswered:
         return
     remedy = (
         "--completions shows what they say"
-        if instruction
+        if asked_for
         else "--instruction can ask for one, such as ' Put your final answer in \\boxed{}.'"
     )
     say(f"note: {report.unanswered:.1%} of the completions state no answer that the reward {reward} can read; {remedy}")

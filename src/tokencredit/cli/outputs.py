@@ -23,6 +23,9 @@ from tokencredit.files import write_text
 CONFIG = "config.json"
 """The settings of the run that a folder belongs to. `command` is one of them."""
 
+MODEL_VERSION = "model_version"
+"""The setting that says which weights the run's model has; see `cli.models.model_version`."""
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run that is already there.")]
 
@@ -80,7 +83,12 @@ def check_claim(
         )
     if overwrite and (inside := [source for source in inputs if source is not None and _is_inside(source, path)]):
         raise ValueError(f"--overwrite would remove {inside[0]}, which this run reads: choose another --out")
-    if resume and (differing := _differing(before, config, grows)):
+    if resume and MODEL_VERSION in (differing := _differing(before, config, grows)) and MODEL_VERSION in before:
+        raise ValueError(
+            f"the files of the model have changed since the run in {path} was begun, and --resume would mix two "
+            "models: choose another --out, or --overwrite to start anew"
+        )
+    if resume and differing:
         raise ValueError(f"{path} was run with other settings ({', '.join(differing)}): choose another --out")
 
 
@@ -99,12 +107,13 @@ def claim_folder(
 
     Returns:
         The settings as they are written: in a run that is continued, those in `grows` hold what they held before, and
-        then what is new.
+        then what is new. Such a run also keeps the version of tokencredit that it was begun with; another one is said.
     """
     check_claim(path, config, overwrite=overwrite, resume=resume, grows=grows, inputs=inputs)
     settings = _json_ready(config)
     if resume:
         before = _config(path)
+        settings |= _of_the_beginning(before, settings)
         settings |= {name: _grown(before.get(name, []), settings[name]) for name in grows}
     if overwrite and _occupied(path):
         _empty(path)
@@ -139,7 +148,17 @@ def _differing(before: Mapping[str, Any], config: Mapping[str, Any], grows: Sequ
     """Names of the settings that differ once both have been through JSON. The version of tokencredit may differ."""
     now = _json_ready(config)
     names = (before.keys() | now.keys()) - {"tokencredit", *grows}
+    # Hub models tell their version only once they are loaded; until then the settings go without it.
+    names -= {MODEL_VERSION} - now.keys()
     return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+def _of_the_beginning(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run keeps when it is continued: the version of tokencredit, and that of its model."""
+    first, here = before.get("tokencredit"), now.get("tokencredit")
+    if first is not None and first != here:
+        say(f"note: the run was begun with tokencredit {first}, and goes on with {here}: {CONFIG} names the first")
+    return {name: before[name] for name in ("tokencredit", MODEL_VERSION) if name in before}
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +171,13 @@ def _grown(before: list[Any], more: list[Any]) -> list[Any]:
 
 
 def _is_inside(source: str | Path, folder: Path) -> bool:
-    return os.path.exists(source) and Path(source).resolve().is_relative_to(folder.resolve())
+    place = real_path(source)
+    return os.path.exists(place) and place.is_relative_to(real_path(folder))
+
+
+def real_path(path: str | Path) -> Path:
+    """The path without links, `..` and `~`, so that two names of one file are equal."""
+    return Path(os.path.expanduser(path)).resolve()
 
 
 def _empty(folder: Path) -> None:

@@ -77,7 +77,7 @@ def score(
             "--table", help="Print a trace: its first ten tokens, those around the end of its reasoning, its last ten."
         ),
     ] = False,
-    trace: Annotated[int, typer.Option(min=1, help="The trace of --table.")] = 1,
+    trace: Annotated[int | None, typer.Option(min=1, help="The trace of --table.", show_default="1")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Assign credit to completions of any model, and write it down and as a page, token by token.
@@ -90,7 +90,7 @@ def score(
     from tokencredit.completions import load_completions
     from tokencredit.files import write_text
     from tokencredit.long_traces import check_rule, context_of
-    from tokencredit.methods.specs import build_specs
+    from tokencredit.methods.specs import build_specs, files_of
     from tokencredit.paths import existing_file
     from tokencredit.report import write_report
     from tokencredit.report.sources.score import ROWS
@@ -99,7 +99,7 @@ def score(
 
     quiet_libraries()
     folder = out or Path("runs") / f"score-{datetime.now():%Y%m%d-%H%M%S}"
-    asked = {
+    settings = {
         "command": "score",
         "tokencredit": version("tokencredit"),
         "model": model,
@@ -114,9 +114,11 @@ def score(
         "long_traces": long_traces,
         "reward_model": reward_model,
     }
-    inputs = (model, traces, reward_model)
     with user_errors(), explained_interruption("Nothing has been written."):
-        check_claim(folder, asked, overwrite=overwrite, inputs=inputs)
+        if trace is not None and not table:
+            raise ValueError("--trace is the trace that --table prints: give --table as well")
+        inputs = (model, traces, reward_model, *files_of(methods))
+        check_claim(folder, settings, overwrite=overwrite, inputs=inputs)
         existing_file(traces)
         check_rule(long_traces)
         check_outcome(outcome, correct_threshold)
@@ -137,7 +139,7 @@ def score(
         if outcome == "sign":
             completions, notes = known_outcomes(completions, correct_threshold)
         long = completions.long
-        shown = _place(trace, completions) if table else 0
+        shown = _place(trace or 1, completions) if table else 0
         scorer = None if reward_model is None else RewardModel.from_pretrained(reward_model, tokenizer)
         able, left_out = assignable(built, policy, scorer)
         left_out |= needing
@@ -146,7 +148,7 @@ def score(
         advantages = outcome_advantages(outcome, completions)
         rows, notices = _scored(policy, tokenizer, able, completions, advantages, scorer, attention, batch_size)
     with user_errors():
-        config = {**asked, "left_out": left_out, "notes": notes, "notices": notices}
+        config = {**settings, "left_out": left_out, "notes": notes, "notices": notices}
         config["too_long"] = {**long.as_json(), "notes": long.notes}
         claim_folder(folder, config, overwrite=overwrite, inputs=inputs)
         write_text(folder / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -196,13 +198,13 @@ def _scored(
     from tokencredit.signals import Needs, collect
 
     rollouts = completions.rollouts
-    needs = reduce(or_, (m.needs for m in methods.values()), VIEW if attention else Needs(logits=True))
+    needs = reduce(or_, (method.needs for method in methods.values()), VIEW if attention else Needs(logits=True))
     pictured = min(PICTURES, len(rollouts)) if attention else 0
     pictures = []
     with Bars() as bars:
         bars.stage("completions", len(rollouts))
         signals = collect(policy, rollouts, needs, scorer, batch_size=batch_size, on_progress=bars.advance)
-        credits = {name: m(rollouts, advantages, signals) for name, m in methods.items()}
+        credits = {name: method(rollouts, advantages, signals) for name, method in methods.items()}
         if pictured:
             bars.stage("attention", pictured)
         for i in range(pictured):

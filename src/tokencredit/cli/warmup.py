@@ -73,7 +73,7 @@ def warmup(
         claim_folder(unfinished, settings, overwrite=overwrite, resume=resume)
         if overwrite:
             (unfinished / _REPLACES).touch()
-        with _explained(unfinished, overwrite):
+        with _explained(unfinished, overwrite=overwrite, resume=resume):
             trained = _with_adapter(policy.float(), lora_rank, seed)
             with Bars() as bars:
                 bars.stage("warm-up", steps)
@@ -99,7 +99,7 @@ def _check_model_folder(out: Path, model: str, *, replace: bool) -> None:
 
 
 @contextmanager
-def _explained(unfinished: Path, overwrite: bool) -> Iterator[None]:
+def _explained(unfinished: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
     """Around training: Ctrl-C ends the command with exit code 130, and says how it goes on."""
     try:
         yield
@@ -110,7 +110,8 @@ def _explained(unfinished: Path, overwrite: bool) -> Iterator[None]:
         )
         if not (unfinished / _CHECKPOINT).exists():
             advice = "There is no checkpoint yet: the same command starts from the beginning."
-            shutil.rmtree(unfinished)
+            if not resume:  # the same command finds with --resume what it found this time
+                shutil.rmtree(unfinished)
         with explained_interruption(advice):
             raise
 

@@ -119,6 +119,12 @@ def sketch(spec: str) -> Method:
         raise ValueError(_of_wrong_type(name, heads, params, error)) from None
 
 
+def files_of(text: str) -> tuple[str, ...]:
+    """The head files that a `--methods` option names, as in attnpo:heads=heads.json."""
+    heads = (parse_spec(spec)[1].get("heads") for spec in split_specs(text))
+    return tuple(file for file in heads if isinstance(file, str))
+
+
 def _of_wrong_type(name: str, heads: dict[str, Any], params: dict[str, Any], error: TypeError) -> str:
     """Says which parameters have a value of a type that the method cannot take: those it cannot take alone either."""
     wrong = []
