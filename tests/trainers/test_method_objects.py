@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -116,7 +116,7 @@ def test_a_method_of_ones_own_trains_and_is_saved(tmp_path, monkeypatch):
 class Tabled(FirstTokens):
     """A method of a user's own with parameters that JSON has no type for."""
 
-    table: torch.Tensor = torch.tensor([1.0, 2.0])
+    table: torch.Tensor = field(default_factory=lambda: torch.tensor([1.0, 2.0]))
     places: Any = (np.arange(2),)
 
 
