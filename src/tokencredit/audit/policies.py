@@ -50,7 +50,7 @@ BATCH_SIZE = 32
 
 
 def scores_part(name: str) -> str:
-    """The part that holds the scores of the method of that name. Names may hold what no file name can: "a:heads=b/c"."""
+    """The part that holds the scores of a method. Its name may hold what no file name can, as in "a:heads=b/c"."""
     return f"scores/{sha256(name.encode()).hexdigest()[:16]}"
 
 
