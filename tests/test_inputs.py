@@ -33,7 +33,7 @@ def test_outcomes_take_lists_and_arrays():
             tc.outcome.grpo(rewards_too, [0])
     with pytest.raises(ValueError, match="group is NaN"):
         tc.outcome.grpo([1.0, 2.0], [0.0, float("nan")])
-    with pytest.raises(ValueError, match="group is given in torch.bfloat16, which rounds from 256 on"):
+    with pytest.raises(ValueError, match=r"group is given in torch\.bfloat16, which rounds from 256 on"):
         tc.outcome.grpo([1.0, 2.0], torch.tensor([257, 256]).bfloat16())
 
 
