@@ -53,6 +53,11 @@ def test_labels_of_steps_are_true_or_false(name, wrong):
         tc.rank_heads(POLICY, ROLLOUTS, **labels)
 
 
+def test_ragged_labels_of_steps_are_not_advised_to_become_rollouts():
+    with pytest.raises(ValueError, match=r"rows of essential .* Extend the shorter rows to the length of the longest$"):
+        tc.rank_heads(POLICY, ROLLOUTS, [[True, False], [True], [True], [True]])
+
+
 def no_pass(policy):
     """The same policy, which fails the test where it is run: a mistake is told of before."""
     policy.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("the policy was run"))

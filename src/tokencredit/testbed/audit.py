@@ -20,9 +20,9 @@ from tokencredit.audit.progress import Progress, duration_in_words
 from tokencredit.audit.truth import Truth
 from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method
-from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, sketch
+from tokencredit.methods.specs import EVERY_METHOD, check_specs, needs_heads, parse_spec, sketch
 from tokencredit.rollouts import Rollouts
-from tokencredit.testbed.arms import ALL_ARMS, arm_with_heads, heads_in_words, ranked_heads
+from tokencredit.testbed.arms import arm_with_heads, heads_in_words, ranked_heads
 from tokencredit.testbed.audit_policies import (
     POLICIES,
     REWARD_MODEL,
@@ -59,7 +59,7 @@ class TestbedAudit:
         evaluation_problems: held-out problems that each policy's greedy accuracy is measured on.
     """
 
-    arms: tuple[str, ...] = ALL_ARMS
+    arms: tuple[str, ...] = EVERY_METHOD
     task: str = "gather"
     level: int | None = None
     seed: int = 0
