@@ -48,8 +48,8 @@ def rank_heads(
         Best first; ties count half.
 
     Raises:
-        ValueError: steps are not marked, shapes disagree, a label is neither true nor false, or no completion has a pair
-            to order.
+        ValueError: steps are not marked, shapes disagree, a label is neither true nor false, or no completion has a
+            pair to order.
     """
     check_model(policy, rollouts, "tc.rank_heads(policy, rollouts, essential)")
     labels = as_tensor("essential", essential)
