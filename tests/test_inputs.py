@@ -33,7 +33,7 @@ def test_outcomes_take_lists_and_arrays():
             tc.outcome.grpo(rewards_too, [0])
     with pytest.raises(ValueError, match="group is NaN"):
         tc.outcome.grpo([1.0, 2.0], [0.0, float("nan")])
-    with pytest.raises(ValueError, match=r"group is given in torch.bfloat16, which rounds from 256 on"):
+    with pytest.raises(ValueError, match=r"group is given in torch\.bfloat16, which rounds from 256 on"):
         tc.outcome.grpo([1.0, 2.0], torch.tensor([257, 256]).bfloat16())
 
 
@@ -51,6 +51,11 @@ def test_labels_of_steps_are_true_or_false(name, wrong):
     labels[name] = [[1, 0, 1], [1, wrong, 1], [1, 0, 1], [1, 0, 1]]
     with pytest.raises(ValueError, match=f"completion 1: {name} must be true or false"):
         tc.rank_heads(POLICY, ROLLOUTS, **labels)
+
+
+def test_ragged_labels_of_steps_are_not_advised_to_become_rollouts():
+    with pytest.raises(ValueError, match=r"rows of essential .* Extend the shorter rows to the length of the longest$"):
+        tc.rank_heads(POLICY, ROLLOUTS, [[True, False], [True], [True], [True]])
 
 
 def no_pass(policy):

@@ -72,13 +72,13 @@ class StepPairs:
             return None
         mixed = prompts[torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))]
         first = torch.isin(self.prompt, mixed[::2])
-        scored, chosen = torch.zeros_like(self.right[:, 0]), []
+        scored, best_heads = torch.zeros_like(self.right[:, 0]), []
         for half in (first, ~first):
             best = self._best(half, top)
             scored[~half] = self.right[~half][:, best].mean(1)
-            chosen.append(set(best))
+            best_heads.append(set(best))
         accuracy = float(scored.sum() / self.pairs.sum())
-        return HeldOut(accuracy, *self._interval(scored), len(prompts), len(chosen[0] & chosen[1]))
+        return HeldOut(accuracy, *self._interval(scored), len(prompts), len(best_heads[0] & best_heads[1]))
 
     def _best(self, rows: Tensor, top: int) -> list[int]:
         total = self.right[rows].sum(0).tolist()
@@ -94,11 +94,11 @@ class StepPairs:
         return bootstrap_interval(by_prompt, lambda means: means[:, 0] / means[:, 1], generator) or (None, None)
 
 
-def above_chance(found: HeldOut) -> bool:
+def above_chance(held_out: HeldOut) -> bool:
     """The interval lies above chance, or, where there is none since all prompts are equal, their accuracy does."""
-    if found.low is None:
-        return found.prompts >= FEWEST and found.sra > CHANCE
-    return found.low > CHANCE
+    if held_out.low is None:
+        return held_out.prompts >= FEWEST and held_out.sra > CHANCE
+    return held_out.low > CHANCE
 
 
 def order_steps(

@@ -23,7 +23,7 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         device: where what is not a tensor yet is put.
 
     Raises:
-        ValueError: it is no such thing, a list is ragged, or a number does not fit.
+        ValueError: `value` is none of these, a list is ragged, or a number does not fit into 64 bits.
     """
     if isinstance(value, Tensor):
         return value
@@ -59,10 +59,11 @@ def _refuse_ragged(name: str, rows: Sequence[Any]) -> None:
 
 
 def _ragged(name: str, what: str) -> str:
-    return (
-        f"the rows of {name} must have equal lengths; {what}. tc.Rollouts.from_lists pads lists of token ids, and "
-        "makes their masks"
-    )
+    of_rollouts = name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "step_index")
+    advice = "tc.Rollouts.from_lists pads lists of token ids, and makes their masks"
+    if not of_rollouts:
+        advice = "Extend the shorter rows to the length of the longest"
+    return f"the rows of {name} must have equal lengths; {what}. {advice}"
 
 
 def _array(name: str, value: Any) -> np.ndarray:

@@ -195,7 +195,6 @@ def test_a_misspelt_option_is_one_line_before_a_model_is_looked_for(words, messa
         ("rhythm:strategy=local,q=0.3", "{}", ("rhythm", {"strategy": "local", "q": 0.3})),
         ("attnpo:heads=[[1,0],[0,1]]", None, ("attnpo", {"heads": [[1, 0], [0, 1]]})),
         ("rhythm:q=0.3", {"strategy": "local"}, ("rhythm", {"q": 0.3, "strategy": "local"})),
-        ("rhythm:q=0.3", '{"q": 0.3}', ("rhythm", {"q": 0.3})),
         ("rhythm", {"q": 0.3}, ("rhythm", {"q": 0.3})),
         ("own_methods:Mine", {"q": 0.3}, ("own_methods:Mine", {"q": 0.3})),
     ],

@@ -29,24 +29,24 @@ from torch import Tensor
 def credit(dtype: torch.dtype | None, everything: bool) -> dict[str, Tensor]:
     import cases
 
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for model in cases.NAMES:
-        found |= cases.recorded(model, dtype, everything=everything)
-        print(f"{model}: {len(found)} values so far", file=sys.stderr, flush=True)
-    return found
+        values |= cases.recorded(model, dtype, everything=everything)
+        print(f"{model}: {len(values)} values so far", file=sys.stderr, flush=True)
+    return values
 
 
 def trl(steps: int, out: Path | None) -> dict[str, dict[str, list[float] | str]]:
     """Written after each run, so that an interruption loses none of those before it."""
     import trl_runs
 
-    found: dict[str, dict[str, list[float] | str]] = {}
+    runs: dict[str, dict[str, list[float] | str]] = {}
     for run in trl_runs.RUNS:
-        found[run.name] = trl_runs.recorded(run, steps)
+        runs[run.name] = trl_runs.recorded(run, steps)
         if out is not None:
-            write_runs(out, found)
+            write_runs(out, runs)
         print(run.name, file=sys.stderr, flush=True)
-    return found
+    return runs
 
 
 def smollm2(dtype: torch.dtype, folder: str | None) -> dict[str, Tensor]:

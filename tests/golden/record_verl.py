@@ -163,7 +163,7 @@ def whole(worker: Any) -> torch.nn.Module:
 
 
 def record() -> dict[str, dict[str, list[float] | str]]:
-    found = {}
+    runs = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, adapter = Path(folder, "model"), Path(folder, "adapter")
@@ -173,9 +173,9 @@ def record() -> dict[str, dict[str, list[float] | str]]:
         tokenizer.save_pretrained(model)
         adapted(policy).save_pretrained(adapter)
         for run in RUNS:
-            found[run.name] = recorded(run, model, adapter)
+            runs[run.name] = recorded(run, model, adapter)
             print(run.name, file=sys.stderr, flush=True)
-    return found
+    return runs
 
 
 def main() -> int:

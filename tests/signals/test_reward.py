@@ -315,7 +315,12 @@ def test_text_pieces_join_to_the_text():
             lambda: tc.RewardModel(tiny_reward_model(), label_tokens=(1, 2)),
             "those of a causal LM; got Qwen3ForSequence",
         ),
-        (lambda: tc.RewardModel(POLICY, label_tokens=(1, 1)), "must be two tokens"),
+        (lambda: tc.RewardModel(POLICY, label_tokens=(1, 1)), "must be two different tokens.* both are the token 1"),
+        (
+            lambda: tc.RewardModel(POLICY, LETTERS, label_tokens=("a", LETTERS.get_vocab()["a"])),
+            "must be two different tokens",
+        ),
+        (lambda: tc.RewardModel(POLICY, label_tokens=5), "must be two tokens, .*got 5"),
         (lambda: tc.RewardModel(POLICY, label_tokens="+-"), "must be two tokens"),
         (lambda: tc.RewardModel(POLICY, label_tokens=(1, 64)), "64 is not one token of the reward model"),
         (lambda: tc.RewardModel(POLICY, label_tokens=("+", "-")), "need tokenizer="),

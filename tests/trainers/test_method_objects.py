@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,12 +112,15 @@ def test_a_method_of_ones_own_trains_and_is_saved(tmp_path, monkeypatch):
     assert "| `count` | 3 |" in card
 
 
+TABLE, PLACES = torch.tensor([1.0, 2.0]), (np.arange(2),)
+
+
 @dataclass(frozen=True)
 class Tabled(FirstTokens):
     """A method of a user's own with parameters that JSON has no type for."""
 
-    table: torch.Tensor = field(default_factory=lambda: torch.tensor([1.0, 2.0]))
-    places: Any = (np.arange(2),)
+    table: torch.Tensor = TABLE
+    places: Any = PLACES
 
 
 def test_parameters_that_json_lacks_are_described(tmp_path):

@@ -192,14 +192,14 @@ class Scoring:
 
     def _scored(self, credits: list[Tensor], measures: Mapping[str, Measure]) -> dict[str, _Figure]:
         """The mean over several credits, by each measure that has anything to say."""
-        found = {}
+        figures = {}
         for name, measure in measures.items():
             statistics = [measure(credit, self.mask, self.truth) for credit in credits]
             known = [s for s in statistics if s is not None and s.tells.any()]
             if known:
                 values = torch.stack([statistic(self.counts) for statistic in known]).mean(0)
-                found[name] = _Figure(values, known[0].tells, self.group)
-        return found
+                figures[name] = _Figure(values, known[0].tells, self.group)
+        return figures
 
 
 def _controls(mask: Tensor, truth: Truth) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ BATCH_SIZE = 32
 
 
 def scores_part(name: str) -> str:
-    """The part that holds the scores of a method. Its name may hold what no file name can, as in "a:heads=b/c"."""
+    """The part that holds the scores of the method of that name, which may hold what no file name can."""
     return f"scores/{sha256(name.encode()).hexdigest()[:16]}"
 
 
@@ -98,7 +98,7 @@ def audit_policy(
     for number, (name, credit) in enumerate(credits.items()):
         rows += kept.value(scores_part(name), partial(scoring.method_rows, name, credit.advantages))
         progress.advance(number + 1)
-    found = scoring.audit({name: credit.advantages for name, credit in credits.items()}, rows)
+    audit = scoring.audit({name: credit.advantages for name, credit in credits.items()}, rows)
     shown, should = _told(truth), oracle(rollouts.completion_mask.cpu(), truth)
     pictures = attention_pictures(policy, rollouts.rows(torch.tensor(shown, dtype=torch.long)))
     traces = [
@@ -107,7 +107,7 @@ def audit_policy(
             shown, trace_rows(tokenizer, rollouts, credits, signals, shown), pictures, strict=True
         )
     ]
-    return {**found.as_json(), "left_out": left_out, "notices": notices_of(built, credits), "traces": traces}
+    return {**audit.as_json(), "left_out": left_out, "notices": notices_of(built, credits), "traces": traces}
 
 
 def check_auditable(

@@ -84,19 +84,24 @@ class RewardModel:
     def _check_label_tokens(self, given: Any) -> None:
         if not self._is_classifier or self._unwrapped.get_output_embeddings() is None:
             raise ValueError(f"label_tokens are those of a causal LM; got {type(self._unwrapped).__name__}")
-        if isinstance(given, str) or len(given) != 2 or given[0] == given[1]:
+        if not isinstance(given, tuple | list) or len(given) != 2:
             raise ValueError(f"label_tokens must be two tokens, (right, wrong); got {given!r:.60}")
         if self.tokenizer is None and any(isinstance(token, str) for token in given):
             raise ValueError("label_tokens as texts need tokenizer=, the reward model's own")
         vocabulary = {} if self.tokenizer is None else self.tokenizer.get_vocab()
         count = embedding_count(self._unwrapped.get_input_embeddings())
-        for token in given:
-            number = vocabulary.get(token, -1) if isinstance(token, str) else token
+        numbers = [vocabulary.get(token, -1) if isinstance(token, str) else token for token in given]
+        for token, number in zip(given, numbers, strict=True):
             if type(number) is not int or not 0 <= number < count:
                 raise ValueError(
                     f"label_tokens: {token!r} is not one token of the reward model; one that begins with a space is "
                     f"written as in the vocabulary ({', '.join(map(repr, _like(token, vocabulary))) or 'or as an id'})"
                 )
+        if numbers[0] == numbers[1]:
+            raise ValueError(
+                f"label_tokens must be two different tokens, (right, wrong); in {given!r:.60} both are the token "
+                f"{numbers[0]}"
+            )
 
     @property
     def _label_ids(self) -> list[int]:

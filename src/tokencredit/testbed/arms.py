@@ -9,14 +9,13 @@ from torch import nn
 from tokencredit.head_files import HeadRank
 from tokencredit.heads import rank_heads
 from tokencredit.methods import Method, method
-from tokencredit.methods.specs import EVERY_METHOD, needs_heads, parse_spec
+from tokencredit.methods.specs import needs_heads, parse_spec
 from tokencredit.testbed.heads import labelled_completions
 from tokencredit.testbed.policy import build_tokenizer
 from tokencredit.testbed.tasks import Problem, Task
 
 KEY_FOCUS_HEADS = 3
 """How many heads AttnPO reads, as in its released script."""
-ALL_ARMS = EVERY_METHOD
 
 
 def build_arm(

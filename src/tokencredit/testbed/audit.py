@@ -20,9 +20,9 @@ from tokencredit.audit.progress import Progress, duration_in_words
 from tokencredit.audit.truth import Truth
 from tokencredit.head_files import HeadRank
 from tokencredit.methods import Method
-from tokencredit.methods.specs import check_specs, needs_heads, parse_spec, sketch
+from tokencredit.methods.specs import EVERY_METHOD, check_specs, needs_heads, parse_spec, sketch
 from tokencredit.rollouts import Rollouts
-from tokencredit.testbed.arms import ALL_ARMS, arm_with_heads, heads_in_words, ranked_heads
+from tokencredit.testbed.arms import arm_with_heads, heads_in_words, ranked_heads
 from tokencredit.testbed.audit_policies import (
     POLICIES,
     REWARD_MODEL,
@@ -54,12 +54,12 @@ class TestbedAudit:
     Attributes:
         arms: credit methods, as `parse_spec` reads them.
         problems: held-out problems, `group_size` completions each.
-        estimated: on how many correct and as many wrong completions the policy itself is asked, by `samples`
-            continuations of every prefix and by replacing every token.
+        estimated: how many correct completions, and as many wrong ones, get Monte-Carlo values from `samples`
+            continuations of every prefix, and the effect of replacing each token.
         evaluation_problems: held-out problems that each policy's greedy accuracy is measured on.
     """
 
-    arms: tuple[str, ...] = ALL_ARMS
+    arms: tuple[str, ...] = EVERY_METHOD
     task: str = "gather"
     level: int | None = None
     seed: int = 0
@@ -97,7 +97,7 @@ class TestbedAudit:
         return any(needs_heads(*parse_spec(spec)) for spec in self.arms)
 
 
-def run_audit(asked: TestbedAudit, progress: Progress, folder: Path | None = None) -> dict[str, Any]:
+def run_audit(settings: TestbedAudit, progress: Progress, folder: Path | None = None) -> dict[str, Any]:
     """Audit of the warmed-up policy and of two that were trained from it with uniform credit, JSON-ready.
 
     One of the two was trained in full, one by a LoRA adapter, for the methods that read one.
@@ -108,26 +108,28 @@ def run_audit(asked: TestbedAudit, progress: Progress, folder: Path | None = Non
     """
     kept = parts_in(folder)
     progress.message(
-        f"expected time, from a short test on this machine: {duration_in_words(expected_seconds(asked, kept))}"
+        f"expected time, from a short test on this machine: {duration_in_words(expected_seconds(settings, kept))}"
     )
-    chosen = asked.build_task()
-    training = generate_problems(chosen, TRAINING_PROBLEMS, held_out=False, seed=asked.seed)
-    checkpoint = kept.model(model_part("before RL"), partial(warmed_up, asked, progress), loaded)
+    chosen = settings.build_task()
+    training = generate_problems(chosen, TRAINING_PROBLEMS, held_out=False, seed=settings.seed)
+    checkpoint = kept.model(model_part("before RL"), partial(warmed_up, settings, progress), loaded)
     scorer = None
-    if asked.reads_reward_model:
-        make = partial(reward_model, asked, checkpoint, progress)
+    if settings.reads_reward_model:
+        make = partial(reward_model, settings, checkpoint, progress)
         scorer = kept.model(REWARD_MODEL, make, lambda path: Qwen3ForTokenClassification.from_pretrained(path).eval())
     found = {}
-    for name in asked.policies:
-        policy = policy_named(name, asked, checkpoint, training, kept, progress)
+    for name in settings.policies:
+        policy = policy_named(name, settings, checkpoint, training, kept, progress)
         of_policy = kept.within(slug(name))
-        ranks = of_policy.value("heads", partial(ranked_heads, policy, chosen, training)) if asked.finds_heads else []
+        ranks = (
+            of_policy.value("heads", partial(ranked_heads, policy, chosen, training)) if settings.finds_heads else []
+        )
         if ranks:
             progress.message(heads_in_words(ranks))
-        methods = {spec: arm_with_heads(spec, ranks) for spec in asked.arms}
-        found[name] = _audited(asked, name, policy, methods, scorer, of_policy, progress)
+        methods = {spec: arm_with_heads(spec, ranks) for spec in settings.arms}
+        found[name] = _audited(settings, name, policy, methods, scorer, of_policy, progress)
         found[name]["heads"] = [rank._asdict() for rank in ranks]
-    return {"config": asked.as_config(), "policies": found}
+    return {"config": settings.as_config(), "policies": found}
 
 
 def parts_in(folder: Path | None) -> Parts:
@@ -136,7 +138,7 @@ def parts_in(folder: Path | None) -> Parts:
 
 
 def _audited(
-    asked: TestbedAudit,
+    settings: TestbedAudit,
     name: str,
     policy: nn.Module,
     methods: Mapping[str, Method],
@@ -145,18 +147,20 @@ def _audited(
     progress: Progress,
 ) -> dict[str, Any]:
     """One policy: its accuracy, its completions with what is known about them, and the methods' scores there."""
-    chosen, tokenizer, seed = asked.build_task(), build_tokenizer(), asked.seed
-    held_out = generate_problems(chosen, asked.evaluation_problems, held_out=True, seed=seed)
+    chosen, tokenizer, seed = settings.build_task(), build_tokenizer(), settings.seed
+    held_out = generate_problems(chosen, settings.evaluation_problems, held_out=True, seed=seed)
     accuracy = kept.value("accuracy", lambda: evaluate(policy, tokenizer, chosen, held_out, seed=seed))
-    completions = kept.value("completions", lambda: _completions(asked, policy, held_out))
-    audited = Audited(completions[0], audited_problems(held_out[: asked.problems], asked.group_size), completions[1])
+    completions = kept.value("completions", lambda: _completions(settings, policy, held_out))
+    audited = Audited(
+        completions[0], audited_problems(held_out[: settings.problems], settings.group_size), completions[1]
+    )
     audited, (rows, estimate) = estimated(
         audited,
         policy,
         tokenizer,
         chosen,
-        completions=asked.estimated,
-        samples=asked.samples,
+        completions=settings.estimated,
+        samples=settings.samples,
         seed=seed,
         kept=kept,
         on_values=_stage(progress, f"{name}: values"),
@@ -184,14 +188,14 @@ def _audited(
     }
 
 
-def _completions(asked: TestbedAudit, policy: nn.Module, held_out: Sequence[Problem]) -> tuple[Rollouts, Truth]:
+def _completions(settings: TestbedAudit, policy: nn.Module, held_out: Sequence[Problem]) -> tuple[Rollouts, Truth]:
     audited = sample_audited(
         policy,
         build_tokenizer(),
-        asked.build_task(),
-        held_out[: asked.problems],
-        group_size=asked.group_size,
-        seed=asked.seed,
+        settings.build_task(),
+        held_out[: settings.problems],
+        group_size=settings.group_size,
+        seed=settings.seed,
     )
     return audited.rollouts, audited.truth
 

@@ -42,27 +42,34 @@ def model_part(name: str) -> str:
     return f"models/{slug(name)}"
 
 
-def warmed_up(asked: TestbedAudit, progress: Progress) -> Qwen3ForCausalLM:
-    progress.stage("warm-up", asked.warm_up.steps)
+def warmed_up(settings: TestbedAudit, progress: Progress) -> Qwen3ForCausalLM:
+    progress.stage("warm-up", settings.warm_up.steps)
     policy, _ = warmed_up_policy(
-        asked.build_task(), asked.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}")
+        settings.build_task(), settings.warm_up, lambda n, loss: progress.advance(n, f"loss {loss:.2f}")
     )
-    progress.advance(asked.warm_up.steps)
+    progress.advance(settings.warm_up.steps)
     return policy
 
 
-def reward_model(asked: TestbedAudit, checkpoint: Qwen3ForCausalLM, progress: Progress) -> Qwen3ForTokenClassification:
-    progress.stage("reward model", asked.reward_training.steps)
+def reward_model(
+    settings: TestbedAudit, checkpoint: Qwen3ForCausalLM, progress: Progress
+) -> Qwen3ForTokenClassification:
+    progress.stage("reward model", settings.reward_training.steps)
     model = process_reward_model(
-        asked.build_task(), asked.warm_up, checkpoint, build_tokenizer(), asked.reward_training, progress.advance
+        settings.build_task(),
+        settings.warm_up,
+        checkpoint,
+        build_tokenizer(),
+        settings.reward_training,
+        progress.advance,
     )
-    progress.advance(asked.reward_training.steps)
+    progress.advance(settings.reward_training.steps)
     return model
 
 
 def policy_named(
     name: str,
-    asked: TestbedAudit,
+    settings: TestbedAudit,
     checkpoint: Qwen3ForCausalLM,
     training: Sequence[Problem],
     kept: Parts,
@@ -76,7 +83,7 @@ def policy_named(
     def load(path: Path) -> nn.Module:
         return PeftModel.from_pretrained(copy.deepcopy(checkpoint), path).eval() if lora else loaded(path)
 
-    make = partial(_trained, name, asked, checkpoint, training, progress, lora)
+    make = partial(_trained, name, settings, checkpoint, training, progress, lora)
     return kept.model(model_part(name), lambda: load(make()), load)
 
 
@@ -84,34 +91,36 @@ def loaded(path: Path) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM.from_pretrained(path).eval()
 
 
-def trained_folder(asked: TestbedAudit, lora: bool) -> Path:
+def trained_folder(settings: TestbedAudit, lora: bool) -> Path:
     """Where the cache has the policy that was trained with these settings."""
-    key = fingerprint(asked.build_task(), asked.warm_up, extra=["trained", asdict(asked.budget), asked.seed, lora])
-    return cache_folder() / f"trained-{asked.task}-{key}"
+    key = fingerprint(
+        settings.build_task(), settings.warm_up, extra=["trained", asdict(settings.budget), settings.seed, lora]
+    )
+    return cache_folder() / f"trained-{settings.task}-{key}"
 
 
 def _trained(
     name: str,
-    asked: TestbedAudit,
+    settings: TestbedAudit,
     checkpoint: Qwen3ForCausalLM,
     training: Sequence[Problem],
     progress: Progress,
     lora: bool,
 ) -> Path:
     """The folder of the policy in the cache, trained now if it is not there."""
-    folder = trained_folder(asked, lora)
+    folder = trained_folder(settings, lora)
     if folder.is_dir():
         return folder
-    progress.stage(f"{name}: RL", asked.budget.steps)
+    progress.stage(f"{name}: RL", settings.budget.steps)
     with tempfile.TemporaryDirectory(prefix="tokencredit-") as scratch:
         trained = train(
             checkpoint,
             build_tokenizer(),
-            asked.build_task(),
+            settings.build_task(),
             method("uniform"),
             training,
             [],
-            asked.budget,
+            settings.budget,
             Path(scratch),
             lambda row: progress.advance(row["step"], f"reward {row['reward']:.2f}"),
             lora=lora,

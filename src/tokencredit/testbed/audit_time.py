@@ -50,71 +50,74 @@ class _Speed:
         return steps * (self.row * rows + self.step * max(1.0, rows / at_once))
 
 
-def expected_seconds(asked: TestbedAudit, kept: Parts) -> float:
+def expected_seconds(settings: TestbedAudit, kept: Parts) -> float:
     """Of what is neither kept nor in the cache. A rough figure: how long completions will be is a guess."""
-    prompt, length = _lengths(asked)
-    speed = _speed(asked, prompt, length)
-    work = _of_models(asked, speed, prompt, length)
-    missing = {part for part in work if not kept.holds(part)} - {part for part in work if _cached(asked, part)}
-    each = _of_policy(asked, speed, prompt, length)
+    prompt, length = _lengths(settings)
+    speed = _speed(settings, prompt, length)
+    work = _of_models(settings, speed, prompt, length)
+    missing = {part for part in work if not kept.holds(part)} - {part for part in work if _cached(settings, part)}
+    each = _of_policy(settings, speed, prompt, length)
     of_policies = (
-        seconds for name in asked.policies for part, seconds in each.items() if not kept.holds(f"{slug(name)}/{part}")
+        seconds
+        for name in settings.policies
+        for part, seconds in each.items()
+        if not kept.holds(f"{slug(name)}/{part}")
     )
     return sum(work[part] for part in missing) + sum(of_policies)
 
 
-def _of_models(asked: TestbedAudit, speed: _Speed, prompt: float, length: float) -> dict[str, float]:
+def _of_models(settings: TestbedAudit, speed: _Speed, prompt: float, length: float) -> dict[str, float]:
     """The seconds in which each model is trained."""
-    warm_up, reward, budget = asked.warm_up, asked.reward_training, asked.budget
+    warm_up, reward, budget = settings.warm_up, settings.reward_training, settings.budget
     rollouts = budget.prompts * budget.group_size
     # A step of RL decodes until its longest completion ends, reads its completions once, and trains on each once.
-    decoding = speed.decoding(rollouts, asked.build_task().max_new_tokens)
+    decoding = speed.decoding(rollouts, settings.build_task().max_new_tokens)
     of_step = decoding + 1.3 * rollouts * (prompt + length) * speed.token
     return {
         model_part("before RL"): warm_up.steps * warm_up.batch_size * (prompt + length) * speed.token,
-        **{model_part(name): budget.steps * of_step for name in asked.policies if name != "before RL"},
+        **{model_part(name): budget.steps * of_step for name in settings.policies if name != "before RL"},
         REWARD_MODEL: (
-            reward.steps * reward.batch_size * (prompt + length) * speed.token if asked.reads_reward_model else 0.0
+            reward.steps * reward.batch_size * (prompt + length) * speed.token if settings.reads_reward_model else 0.0
         ),
     }
 
 
-def _cached(asked: TestbedAudit, part: str) -> bool:
+def _cached(settings: TestbedAudit, part: str) -> bool:
     if part == model_part("before RL"):
-        return warm_up_folder(asked.build_task(), asked.warm_up).is_dir()
+        return warm_up_folder(settings.build_task(), settings.warm_up).is_dir()
     if part == REWARD_MODEL:
-        return reward_model_folder(asked.build_task(), asked.warm_up, asked.reward_training).is_dir()
-    return trained_folder(asked, lora=part == model_part("after RL, LoRA")).is_dir()
+        return reward_model_folder(settings.build_task(), settings.warm_up, settings.reward_training).is_dir()
+    return trained_folder(settings, lora=part == model_part("after RL, LoRA")).is_dir()
 
 
-def _of_policy(asked: TestbedAudit, speed: _Speed, prompt: float, length: float) -> dict[str, float]:
+def _of_policy(settings: TestbedAudit, speed: _Speed, prompt: float, length: float) -> dict[str, float]:
     """The seconds of each part of what is done with one policy. What is read in slices counts by its last slice."""
-    longest, completions = asked.build_task().max_new_tokens, asked.problems * asked.group_size
-    estimated = min(2 * asked.estimated, completions)
+    longest, completions = settings.build_task().max_new_tokens, settings.problems * settings.group_size
+    estimated = min(2 * settings.estimated, completions)
     places = estimated * length
     of_method = SCORINGS_OF_A_METHOD * _scoring(completions, int(length))
     return {
-        "accuracy": speed.decoding(asked.evaluation_problems, longest, 300),
+        "accuracy": speed.decoding(settings.evaluation_problems, longest, 300),
         "completions": speed.decoding(completions, longest, 300),
-        "heads": speed.decoding(300, longest, 300) if asked.finds_heads else 0.0,
-        "values": speed.decoding(places * _DEPARTING * asked.samples, length / 2),
+        "heads": speed.decoding(300, longest, 300) if settings.finds_heads else 0.0,
+        "values": speed.decoding(places * _DEPARTING * settings.samples, length / 2),
         "effects": speed.decoding(places, length / 2),
         f"signals/{(completions - 1) // BATCH_SIZE}": completions * (prompt + length) * speed.token,
-        **{scores_part(arm): of_method for arm in asked.arms},
+        **{scores_part(arm): of_method for arm in settings.arms},
     }
 
 
-def _lengths(asked: TestbedAudit) -> tuple[float, float]:
+def _lengths(settings: TestbedAudit) -> tuple[float, float]:
     """Tokens of prompts and completions, on average, as the teacher writes them."""
-    task, tokenizer, rng = asked.build_task(), build_tokenizer(), Random("lengths")
+    task, tokenizer, rng = settings.build_task(), build_tokenizer(), Random("lengths")
     problems = [task.problem(rng) for _ in range(32)]
     prompts = [len(tokenizer(problem.prompt).input_ids) for problem in problems]
     completions = [len(tokenizer(task.teach(problem, rng)).input_ids) for problem in problems]
     return sum(prompts) / 32, sum(completions) / 32
 
 
-def _speed(asked: TestbedAudit, prompt: float, length: float) -> _Speed:
-    policy = build_policy(asked.warm_up.size)
+def _speed(settings: TestbedAudit, prompt: float, length: float) -> _Speed:
+    policy = build_policy(settings.warm_up.size)
     ids = torch.full((32, int(prompt + length)), 5)
 
     def train() -> None:

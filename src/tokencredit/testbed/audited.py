@@ -52,8 +52,10 @@ def sample_audited(
     A step that is said twice has no label: either of the two would do for the answer. Nor has filler, which any credit
     for working something out would tell apart.
     """
-    asked = audited_problems(problems, group_size)
-    rollouts = sample(policy, tokenizer, [p.prompt for p in asked], max_new_tokens=task.max_new_tokens, seed=seed)
+    problem_of_completion = audited_problems(problems, group_size)
+    rollouts = sample(
+        policy, tokenizer, [p.prompt for p in problem_of_completion], max_new_tokens=task.max_new_tokens, seed=seed
+    )
     pieces_of = TokenPieces(tokenizer)
     labels: list[TokenLabels] = []
     counted: list[list[bool]] = []
@@ -61,7 +63,9 @@ def sample_audited(
     forms: list[list[int]] = []
     hops = getattr(task, "hops", None)
     results: list[list[bool]] = []
-    for problem, ids, length in zip(asked, rollouts.completion_ids, rollouts.lengths.tolist(), strict=True):
+    for problem, ids, length in zip(
+        problem_of_completion, rollouts.completion_ids, rollouts.lengths.tolist(), strict=True
+    ):
         pieces = pieces_of(ids[:length].tolist())
         found = task.label(problem, "".join(pieces))
         labels.append(label_tokens(found, pieces))
@@ -89,11 +93,11 @@ def sample_audited(
         form=padded_right([[*row, 0] for row in forms], 0),
         indirect=padded_right([[*row, False] for row in indirect], False) if hops is not None else None,
     )
-    group = torch.arange(len(asked)) // group_size
+    group = torch.arange(len(problem_of_completion)) // group_size
     marked = replace(
         find_spans(rollouts, tokenizer, step_starts), rewards=correct.float(), correct=correct, group=group
     )
-    return Audited(marked, asked, truth)
+    return Audited(marked, problem_of_completion, truth)
 
 
 def audited_problems(problems: Sequence[Problem], group_size: int) -> list[Problem]:
@@ -145,7 +149,7 @@ def estimated(
     def success(row: int, completion: list[int]) -> float:
         return float(task.verify(problems[row], completion_text(completion, tokenizer)))
 
-    asked: dict[str, Any] = {
+    decoding: dict[str, Any] = {
         "max_new_tokens": task.max_new_tokens,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -153,9 +157,11 @@ def estimated(
     }
     estimate = kept.value(
         "values",
-        lambda: monte_carlo_advantage(policy, part, success, samples=samples, on_progress=on_values, **asked),
+        lambda: monte_carlo_advantage(policy, part, success, samples=samples, on_progress=on_values, **decoding),
     )
-    effect = kept.value("effects", lambda: replacement_effect(policy, part, success, on_progress=on_effects, **asked))
+    effect = kept.value(
+        "effects", lambda: replacement_effect(policy, part, success, on_progress=on_effects, **decoding)
+    )
     advantage, effects = (torch.zeros(audited.rollouts.completion_mask.shape) for _ in range(2))
     advantage[chosen], effects[chosen] = estimate.advantage, effect
     found = replace(audited, truth=replace(audited.truth, advantage=advantage, effect=effects))
