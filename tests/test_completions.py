@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from tokencredit.cli.heads_traces import read_traces
 from tokencredit.cli.outcomes import known_outcomes, outcome_advantages
 from tokencredit.completions import load_completions
 from tokencredit.labelled import load_labelled
+from tokencredit.testbed.policy import PolicySize, build_policy
 
 STEPS = {"prompt": "Q", "steps": ["a", "b"], "answer": "4"}
 
@@ -148,7 +148,7 @@ def test_score_heads_and_audit_agree_on_which_labelled_traces_are_correct(tmp_pa
     completions = load(tmp_path, tokenizer, row)
     scored, _ = known_outcomes(completions, None)
     assert outcome_advantages("sign", scored).tolist() == [1.0 if correct else -1.0]
-    policy = SimpleNamespace(config=SimpleNamespace())  # only the context is asked of it, and it has none
+    policy = build_policy(PolicySize(width=32, layers=1, heads=2, kv_heads=1, feed_forward=48))
     spans = {"splitter": "phrases", "end_of_reasoning": "</think>", "answer": "auto"}
     options = {"chat": False, "long_traces": "refuse", "correct_threshold": None, "needs_correct": True}
     assert read_traces(tmp_path / "mine.jsonl", policy, tokenizer, **spans, **options).correct == [correct]

@@ -146,6 +146,7 @@ def test_what_is_missing_is_named(write, rows, options, message):
         ("p.jsonl", "3\n", "line 1: expected a JSON object"),
         ("p.json", "[1, {}]", "row 1: expected a JSON object"),
         ("p.parquet", "no parquet", "cannot be read"),
+        ("p.csv", 'prompt,answer,extra\na,1,"{""b"": 1, ""b"": 2}"\n', "line 2: an object has the key b twice"),
         (
             "p.jsonl",
             '{"prompt": 1, "answer": "2"}\n{"prompt": "a", "answer": "2"}',

@@ -6,18 +6,17 @@ line that names the file and the line or row, counted from 1.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import re
 import zlib
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tokencredit.csv_rows import csv_rows, typed_cell
+from tokencredit.json_text import RepeatedKey, check_keys, check_text, decoded, loaded, named
 from tokencredit.paths import existing_file
 
 Row = TypeVar("Row")
@@ -28,10 +27,7 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 INT64 = range(-(2**63), 2**63)
 """The whole numbers that a column of a dataset holds."""
 
-_GZIP, _PARQUET, _UTF16 = b"\x1f\x8b", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
-_LONGEST_CELL = 2**31 - 1
-_NUMBER_OR_LIST = re.compile(r"\s*(?:[\[{\-0-9]|NaN|Infinity)")
-_WORDS = {"true": True, "false": False, "null": None}
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def read_table(path: Path | str, *, typed: Collection[str] = ()) -> Table:
     unit, placed = _READERS[kind](path, _content(path), typed)
     for number, row in placed:
         place = f"{path}, {unit} {number}"
-        _check_text(row, place)
-        _check_keys(row, place)
+        check_text(row, place)
+        check_keys(row, place)
     return Table(path, [row for _, row in placed], unit, [number for number, _ in placed])
 
 
@@ -106,7 +102,7 @@ def convert(table: Table, read: Callable[[dict[str, Any]], Row], *, content: str
         raise ValueError(f"{table.path} holds no {content}")
     made = []
     for index, row in enumerate(table.rows):
-        with _named(table.place(index)):
+        with named(table.place(index)):
             made.append(read(row))
     return made
 
@@ -122,6 +118,8 @@ def inferred(table: Table, *, text: Collection[str]) -> Table:
         return table
     values = {name: _inferred_column([row[name] for row in table.rows]) for name in table.columns if name not in text}
     rows = [row | {name: column[i] for name, column in values.items()} for i, row in enumerate(table.rows)]
+    for index, row in enumerate(rows):
+        check_keys(row, table.place(index))
     return replace(table, rows=rows)
 
 
@@ -151,30 +149,6 @@ def read_parquet(path: Path) -> Any:
     return _arrow(path, _content(path))
 
 
-def typed_cell(text: str) -> Any:
-    """A cell's number, truth value, list or object; the text itself where it holds none of them.
-
-    Raises:
-        ValueError: the text starts as a list or an object, but it is not JSON.
-    """
-    word = text.strip().lower()
-    if word in _WORDS:
-        return _WORDS[word]
-    if not _NUMBER_OR_LIST.match(text):
-        return text
-    try:
-        return _parsed(text)
-    except (ValueError, RecursionError) as error:
-        if word[0] in "[{":
-            raise ValueError(f"{_not_json(text, error)}. Lists are written as in JSON, such as [1, 2]") from None
-        return text
-
-
-def _not_json(text: str, error: Exception) -> str:
-    why = "it is written as Python would print it" if "'" in text else str(error)
-    return f"{text:.40} is not JSON: {why}"
-
-
 def _content(path: Path) -> bytes:
     """The file's bytes, decompressed."""
     compressed = path.suffix.lower() == ".gz"
@@ -198,21 +172,21 @@ _Placed = list[tuple[int, dict[str, Any]]]
 def _json_lines(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:
     rows = []
     for number, line in enumerate(content.splitlines(), start=1):
-        with _named(f"{path}, line {number}"):
-            text = _decoded(line)
+        with named(f"{path}, line {number}"):
+            text = decoded(line)
             if text.strip():
-                rows.append((number, _object(_loaded(text))))
+                rows.append((number, _object(loaded(text))))
     return "line", rows
 
 
 def _json(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:
-    with _named(str(path)):
-        text = _decoded(content)
+    with named(str(path)):
+        text = decoded(content)
     if not text.strip():
         return "row", []
     try:
-        whole = _loaded(text)
-        if isinstance(whole, _RepeatedKey):
+        whole = loaded(text)
+        if isinstance(whole, RepeatedKey):
             raise ValueError(whole.fault)
         records = _records(whole)
     except json.JSONDecodeError as error:
@@ -223,7 +197,7 @@ def _json(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Pla
         raise ValueError(f"{path}: {error}") from None
     rows = []
     for number, record in enumerate(records, start=1):
-        with _named(f"{path}, row {number}"):
+        with named(f"{path}, row {number}"):
             rows.append((number, _object(record)))
     return "row", rows
 
@@ -252,69 +226,6 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def _csv(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:
-    with _named(str(path)):
-        lines = _csv_lines(path, _decoded(content))
-    header_line, header = next(lines, (1, []))
-    with _named(f"{path}, line {header_line}"):
-        names = _checked_header(header)
-    rows = []
-    for number, cells in lines:
-        with _named(f"{path}, line {number}"):
-            if len(cells) != len(names):
-                raise ValueError(f"the row has {len(cells)} cells, but the header has {len(names)}")
-            named = zip(names, cells, strict=True)
-            rows.append((number, {name: _cell(name, cell, typed) for name, cell in named if name}))
-    return "line", rows
-
-
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, each with the line on which it begins."""
-    before = csv.field_size_limit(_LONGEST_CELL)  # a completion may be longer than the module's limit
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        begins = 1
-        for cells in reader:
-            if any(cells) and (len(cells) > 1 or cells[0].strip()):
-                yield begins, cells
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {begins}: {error}") from None
-    finally:
-        csv.field_size_limit(before)
-
-
-def _checked_header(header: list[str]) -> list[str]:
-    """The columns' names; empty for those without one, such as the index that pandas writes."""
-    names = [name.strip() for name in header]
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
-        raise ValueError(f"the header names a column twice: {', '.join(twice)}")
-    if len(names) == 1 and (separator := next((s for s in (";", "\t") if s in names[0]), None)):
-        raise ValueError(f"the cells seem to be separated by {separator!r}: expected commas")
-    return names
-
-
-def _cell(name: str, text: str, typed: Collection[str]) -> Any:
-    if not text:
-        return None
-    with _named(f"column {name}"):
-        if name in typed:
-            return typed_cell(text)
-    return _chat_cell(name, text) if text.lstrip().startswith("[") and "role" in text else text
-
-
-def _chat_cell(name: str, text: str) -> Any:
-    """A list of objects with `role`, which are chat messages, or else the text as it is."""
-    try:
-        value = _parsed(text)
-    except (ValueError, RecursionError) as error:
-        if text.lstrip(" [").startswith("{'role'"):
-            raise ValueError(f"column {name}: {_not_json(text, error)}") from None
-        return text
-    chat = isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value)
-    return value if chat else text
-
-
 def _parquet(path: Path, content: bytes, typed: Collection[str]) -> tuple[str, _Placed]:
     return "row", list(enumerate(_arrow(path, content).to_pylist(), start=1))
 
@@ -332,56 +243,7 @@ def _arrow(path: Path, content: bytes) -> Any:
     return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
 
 
-_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        where = f" (byte {content[error.start]:#04x} in its line {line})" if b"\n" in content else ""
-        seems = "; it seems to be UTF-16" if content.startswith(_UTF16) else ""
-        raise ValueError(f"the text is not UTF-8{where}{seems}: save the file as UTF-8") from None
-
-
-class _RepeatedKey(dict[str, Any]):
-    """A JSON object that has a key twice; it stands in the row until the row's place can be named."""
-
-    fault = ""
-
-
-def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object_of)
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) == len(pairs):
-        return values
-    keys = [key for key, _ in pairs]
-    repeated = _RepeatedKey(values)
-    repeated.fault = (
-        f"an object has the key {next(key for key in keys if keys.count(key) > 1)} twice: leave one of them"
-    )
-    return repeated
-
-
-def _check_keys(row: dict[str, Any], place: str) -> None:
-    values: list[Any] = [row]
-    while values:
-        value = values.pop()
-        if isinstance(value, _RepeatedKey):
-            raise ValueError(f"{place}: {value.fault}")
-        if isinstance(value, dict | list):
-            values += value.values() if isinstance(value, dict) else value
-
-
-def _loaded(text: str) -> Any:
-    try:
-        return _parsed(text)
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": csv_rows, ".parquet": _parquet}
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -389,23 +251,3 @@ def _object(record: Any) -> dict[str, Any]:
         return record
     hint = "; an array of rows belongs into a .json file" if isinstance(record, list) else ""
     raise ValueError(f"expected a JSON object, one a row{hint}; got {json.dumps(record):.40}")
-
-
-def _check_text(row: dict[str, Any], place: str) -> None:
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{place}: half of a surrogate pair is no text") from None
-    except RecursionError:
-        raise ValueError(f"{place}: the row is nested too deeply") from None
-
-
-@contextmanager
-def _named(place: str) -> Iterator[None]:
-    """Errors name the place."""
-    try:
-        yield
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON: {error.msg}, at character {error.colno}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{place}: {error}") from None
