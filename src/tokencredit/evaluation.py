@@ -121,8 +121,8 @@ def evaluate(
         on_progress: called with the number of problems done, and the completions that are new.
 
     Raises:
-        ValueError: the settings, the problems, the tokenizer's chat template, `done` or the reward's values do not fit; or the model's
-            logits are NaN or infinite.
+        ValueError: the settings, the problems, the tokenizer's chat template, `done` or the reward's values do not fit;
+            or the model's logits are NaN or infinite.
     """
     _check_settings(problems, samples, temperature, top_p, max_new_tokens, batch_size)
     if len(done) > len(problems) * samples or any(one.row != i // samples for i, one in enumerate(done)):
