@@ -181,6 +181,46 @@ def test_an_interrupted_warm_up_goes_on_with_resume_and_ends_as_one_that_was_not
     assert "there is no run in" in nothing.output
 
 
+def test_only_a_saved_model_is_replaced_and_never_what_the_run_reads(warmup):
+    for name in ("trained", "mine", "link"):
+        Path(name).mkdir()
+        (Path(name) / "model.safetensors").write_text("kept")
+    Path("trained/checkpoint-20").mkdir()
+    Path("mine/lessons.jsonl").write_text(Path("lessons.jsonl").read_text())
+    Path("link").rename("behind")
+    Path("link").symlink_to("behind", target_is_directory=True)
+    for words, message in (
+        (("--out", "trained"), "holds more than a saved model (checkpoint-20)"),
+        (("--out", "mine"), "holds more than a saved model (lessons.jsonl)"),
+        (("--out", "mine", "--data", "mine/lessons.jsonl"), "mine/lessons.jsonl lies in mine"),
+        (("--out", "link"), "--out link is a link"),
+        (("--out", "."), "name a folder"),
+    ):
+        refused = warmup(*words, "--overwrite")
+        assert refused.exit_code == 2, refused.output
+        assert message in " ".join(refused.output.split())
+    assert Path("mine/model.safetensors").read_text() == "kept"
+
+
+def test_what_is_said_on_ctrl_c_before_a_checkpoint_works(warmup, monkeypatch):
+    """A resumed run that is interrupted again can be resumed again, but not from other weights of the model."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 21)
+        assert warmup("--out", "new").exit_code == 130
+    Path("new.unfinished/checkpoint.pt").unlink()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        cut = warmup("--out", "new", "--resume")
+    assert "There is no checkpoint yet: the same command starts from the beginning" in " ".join(cut.output.split())
+    weights = Path("model/model.safetensors")
+    times = weights.stat()
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))  # as if the model had been trained on
+    refused = warmup("--out", "new", "--resume")
+    assert "the files of the model have changed since" in " ".join(refused.output.split())
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert warmup("--out", "new", "--resume").exit_code == 0
+
+
 def test_what_is_replaced_stays_until_the_new_model_is_complete(warmup, monkeypatch):
     Path("old").mkdir()
     Path("old/model.safetensors").write_text("kept")
@@ -198,7 +238,7 @@ def test_what_is_replaced_stays_until_the_new_model_is_complete(warmup, monkeypa
     assert {"config.json", "tokenizer.json"} <= {path.name for path in Path("old").iterdir()}
     Path("thesis").mkdir()
     Path("thesis/thesis.txt").write_text("kept")
-    for out, message in (("thesis", "holds no model"), ("model", "holds the model that is to be trained")):
+    for out, message in (("thesis", "holds no model"), ("model", "model lies in model")):
         refused = warmup("--out", out, "--overwrite")
         assert refused.exit_code == 2, refused.output
         assert message in refused.output

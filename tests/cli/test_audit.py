@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -87,6 +88,13 @@ def test_an_audit_of_traces_is_resumed(tmp_path, model, monkeypatch):
     assert f"--out {folder} --resume" in result.output
     kept = {path.name for path in (folder / "parts" / "scores").iterdir()}
     assert kept == {Path(audit_policies.scores_part(name)).name for name in ("uniform", "surprisal")}
+    weights = model / "model.safetensors"
+    times = weights.stat()
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))  # as if the model had been trained on
+    refused = run(*words, "--out", folder, "--resume")
+    assert refused.exit_code == 2
+    assert "the files of the model have changed since" in " ".join(refused.output.split())
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     monkeypatch.setattr(audit_policies, "collect", None)
     result = run(*words[:-1], "atpo,surprisal,uniform", "--out", folder, "--resume")
     assert result.exit_code == 0, result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -175,6 +176,42 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(here, mo
     again = run(*settings, *files, "--resume")
     assert again.exit_code == 2, again.output
     assert "there is no unfinished evaluation" in again.output
+
+
+def test_an_evaluation_that_is_interrupted_between_its_two_files_is_resumed(here, monkeypatch):
+    """Also: not with a model that has changed, and not with problems of which another column has."""
+    from tokencredit.cli import eval as command
+
+    files = ("model", "--reward", "chain", "--max-new-tokens", 3, "--out", "r.json", "--completions", "c.jsonl")
+    assert run(*files).exit_code == 0
+    whole = [(here / name).read_text() for name in ("r.json", "c.jsonl")]
+    (here / "r.json").unlink()
+    (here / "c.jsonl").unlink()
+    write = command.write_text
+
+    def interrupted(path, text):
+        if path.name == "r.json":
+            raise KeyboardInterrupt
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_text", interrupted)
+        cut = run(*files)
+    assert cut.exit_code == 130, cut.output
+    assert "the same command with --resume goes on from there" in cut.output
+    assert (here / "c.jsonl").exists()
+    weights, problems = here / "model" / "model.safetensors", here / "problems.jsonl"
+    times, rows = weights.stat(), problems.read_text()
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))  # as if the model had been trained on
+    assert "the files of the model have changed since" in run(*files, "--resume").output
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    problems.write_text(rows.replace("~", "q"))
+    assert "other settings (problems)" in run(*files, "--resume").output
+    problems.write_text(rows)
+    resumed = run(*files, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert [(here / name).read_text() for name in ("r.json", "c.jsonl")] == whole
+    assert not (here / "r.json.partial").exists()
 
 
 def test_a_reward_that_does_not_say_what_it_reads_counts_none(here):

@@ -161,7 +161,7 @@ def test_an_input_in_the_users_home_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     claim_folder(tmp_path / "run", RUN, overwrite=False)
     (tmp_path / "run" / "traces.jsonl").write_text("kept")
-    with pytest.raises(ValueError, match=r"--overwrite would remove ~/run/traces.jsonl"):
+    with pytest.raises(ValueError, match="--overwrite would remove ~/run/traces"):
         claim_folder(tmp_path / "run", RUN, overwrite=True, inputs=["~/run/traces.jsonl"])
 
 

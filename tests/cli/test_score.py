@@ -195,6 +195,16 @@ def test_traces_in_the_folder_that_would_be_replaced(asked):
     assert asked.path.is_file()
 
 
+def test_a_head_file_in_the_folder_that_would_be_replaced(asked):
+    assert asked("--methods", "uniform", "--no-attention")[0].exit_code == 0
+    heads = asked.path.parent / "out" / "heads.json"
+    heads.write_text("{}")
+    result, _ = asked("--methods", f"uniform,attnpo:heads={heads}", "--overwrite")
+    assert result.exit_code == 2
+    assert "--overwrite would remove" in result.output
+    assert heads.is_file()
+
+
 def test_ctrl_c_leaves_nothing_behind(asked, monkeypatch):
     """The forward passes are replaced by the interruption itself."""
 

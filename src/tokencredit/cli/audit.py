@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from tokencredit.cli.outputs import Overwrite, Resume, check_claim, claim_folder, explained_interruption
+from tokencredit.cli.outputs import MODEL_VERSION, Overwrite, Resume, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.terminal import Bars, needed_packages, offline_if_local, quiet_libraries, say, user_errors
 from tokencredit.cli.trace_options import Chat, LongTraces
 from tokencredit.files import write_text
@@ -90,13 +90,16 @@ def audit(
         else:
             work = _Testbed(_testbed(methods, task, level, seed, steps, warmup_steps, problems, estimated, samples))
         config = work.config()
+        before_loading = work.model_version()  # of a model on the hub, it is known once that is loaded
+        config |= {} if before_loading is None else {MODEL_VERSION: before_loading}
         claim: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "inputs": (model, traces)}
         check_claim(folder, config, **claim)
         finished = _finished(folder) if resume else None
         if finished is None:
             with explained_interruption("Nothing has been audited yet."):
-                run = work.prepare()
-        claim_folder(folder, config, **claim)
+                run, loaded = work.prepare()
+            config |= loaded
+        config = claim_folder(folder, config, **claim)
     if finished is None:
         how = f"To go on, give the same command with\n  --out {folder} --resume"
         with explained_interruption(f"What is finished is kept in {folder}. {how}"), user_errors(), Bars() as bars:
@@ -149,8 +152,15 @@ class _Work(Protocol):
         """Its settings, JSON-ready. Raises a ValueError where they make no sense."""
         ...
 
-    def prepare(self) -> Run:
-        """Check the rest of the input. Raises a ValueError that says what is wrong with it."""
+    def model_version(self) -> str | None:
+        """The version of the model, as far as it is known before that is loaded."""
+        ...
+
+    def prepare(self) -> tuple[Run, dict[str, Any]]:
+        """Check the rest of the input, and return the settings that are known only then.
+
+        Raises a ValueError that says what is wrong with the input.
+        """
         ...
 
 
@@ -161,10 +171,14 @@ class _Testbed:
     def config(self) -> dict[str, Any]:
         return self.audit.as_config()
 
-    def prepare(self) -> Run:
+    def model_version(self) -> None:
+        """The testbed trains its models, by the settings alone."""
+        return
+
+    def prepare(self) -> tuple[Run, dict[str, Any]]:
         from tokencredit.testbed.audit import run_audit
 
-        return lambda parts, bars: {"policies": run_audit(self.audit, bars, parts)["policies"]}
+        return lambda parts, bars: {"policies": run_audit(self.audit, bars, parts)["policies"]}, {}
 
 
 @dataclass(frozen=True)
@@ -198,11 +212,16 @@ class _Traces:
             "long_traces": self.long_traces,
         }
 
-    def prepare(self) -> Run:
+    def model_version(self) -> str | None:
+        from tokencredit.cli.models import folder_version
+
+        return folder_version(self.model)
+
+    def prepare(self) -> tuple[Run, dict[str, Any]]:
         from tokencredit.audit.parts import Parts
         from tokencredit.audit.policies import PART_TYPES, audit_policy, check_auditable
         from tokencredit.audit.traces import load_traces
-        from tokencredit.cli.models import load_policy
+        from tokencredit.cli.models import load_policy, model_version
         from tokencredit.long_traces import context_of
         from tokencredit.methods.specs import build_specs
         from tokencredit.signals import model_signature
@@ -210,9 +229,9 @@ class _Traces:
         built, without = build_specs(self.methods)
         policy, tokenizer = load_policy(self.model)
         context = context_of(policy.config)
-        found = load_traces(self.path, tokenizer, chat=self.chat, context=context, long_traces=self.long_traces)
-        check_auditable(built, policy, found.rollouts, found.truth)
-        for note in found.long.notes:
+        loaded = load_traces(self.path, tokenizer, chat=self.chat, context=context, long_traces=self.long_traces)
+        check_auditable(built, policy, loaded.rollouts, loaded.truth)
+        for note in loaded.long.notes:
             say(note)
 
         def run(parts: Path, bars: Bars) -> dict[str, Any]:
@@ -224,14 +243,14 @@ class _Traces:
                 policy,
                 tokenizer,
                 built,
-                found.rollouts,
-                found.truth,
+                loaded.rollouts,
+                loaded.truth,
                 batch_size=_BATCH_SIZE,
                 seed=self.seed,
                 kept=kept,
                 progress=bars,
             )
             audited["left_out"] |= without
-            return {"long_traces": found.long.as_json(), "policies": {self.model: audited}}
+            return {"long_traces": loaded.long.as_json(), "policies": {self.model: audited}}
 
-        return run
+        return run, {MODEL_VERSION: model_version(self.model, policy)}

@@ -70,9 +70,9 @@ _GROUPS = (
 )
 
 
-def print_audit(found: dict[str, Any]) -> None:
+def print_audit(results: dict[str, Any]) -> None:
     """The tables of each policy, what was left out, and what the numbers mean."""
-    for name, policy in found["policies"].items():
+    for name, policy in results["policies"].items():
         console.print(f"\n[bold]{escape(name)}[/]: {_about(policy)}")
         for group in _GROUPS:
             _print_group(group, policy["rows"])
@@ -80,22 +80,24 @@ def print_audit(found: dict[str, Any]) -> None:
             say(f"left out: {left}: {why}")
         for sentence in (sentence for sentences in policy["notices"].values() for sentence in sentences):
             say(f"notice: {sentence}")
-    _print_legend(found)
+    _print_legend(results)
 
 
 def _about(policy: dict[str, Any]) -> str:
-    told = f"{policy['completions']} completions, {policy['correct']} correct"
+    description = f"{policy['completions']} completions, {policy['correct']} correct"
     if "accuracy" in policy:
-        told += f", greedy accuracy {policy['accuracy']['value']:.3f}"
+        description += f", greedy accuracy {policy['accuracy']['value']:.3f}"
     if "values" in policy:
         values = policy["values"]
         if (attainable := values["ceilings"][-1]["attainable"]) is not None:
-            told += f"; an exact advantage would reach at most {attainable:.2f} against {values['samples']} samples"
-    return told
+            description += (
+                f"; an exact advantage would reach at most {attainable:.2f} against {values['samples']} samples"
+            )
+    return description
 
 
 def _print_group(group: _Group, rows: list[dict[str, Any]]) -> None:
-    shown = {name: m for name, m in group.columns.items() if any(m in row["scores"] for row in rows)}
+    shown = {name: measure for name, measure in group.columns.items() if any(measure in row["scores"] for row in rows)}
     if not shown:
         if group.needed:
             console.print(f"\n[bold]{group.title}[/]")
@@ -114,16 +116,16 @@ def _counts(shown: dict[str, str], rows: list[dict[str, Any]]) -> str:
     for name, measure in shown.items():
         score = next(row["scores"][measure] for row in rows if measure in row["scores"])
         counts.setdefault((score["completions"], score["problems"]), []).append(name)
-    told = [
+    sentences = [
         f"{', '.join(names)}: {_counted(completions, 'completion')} of {_counted(problems, 'problem')}"
         for (completions, problems), names in counts.items()
     ]
     if (fewest := min(problems for _, problems in counts)) < FEWEST:
-        told.append(
+        sentences.append(
             f"with fewer than {FEWEST} problems there is no interval and no star; at least {FEWEST - fewest} more "
             "would be needed"
         )
-    return "; ".join(told) + "."
+    return "; ".join(sentences) + "."
 
 
 def _counted(number: int, noun: str) -> str:
@@ -178,10 +180,10 @@ def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1)
 
 
-def _print_legend(found: dict[str, Any]) -> None:
+def _print_legend(results: dict[str, Any]) -> None:
     scores = [
         score
-        for policy in found["policies"].values()
+        for policy in results["policies"].values()
         for row in policy["rows"]
         if row["kind"] == "method"
         for score in row["scores"].values()

@@ -64,7 +64,7 @@ def compare(
     quiet_libraries()
     folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     with user_errors():
-        asked = Comparison(
+        comparison = Comparison(
             arms=split_arms(methods),
             task=task,
             level=level,
@@ -74,28 +74,30 @@ def compare(
             budget=Budget(steps=steps, prompts=prompts, group_size=group_size, updates_per_step=1, lora_rank=lora_rank),
             warm_up=recipe_for(task, steps=warmup_steps),
         )
-        config = claim_folder(folder, config_of(asked), overwrite=overwrite, resume=resume, grows=AXES)
-    kept = {axis: [value for value in config[axis] if value not in getattr(asked, axis)] for axis in AXES}
+        config = claim_folder(folder, config_of(comparison), overwrite=overwrite, resume=resume, grows=AXES)
+    kept = {axis: [value for value in config[axis] if value not in getattr(comparison, axis)] for axis in AXES}
     if any(kept.values()):
         say(f"the sweep keeps its other {_in_words(kept)}")
     axes: dict[str, Any] = {axis: tuple(config[axis]) for axis in AXES}
-    asked = replace(asked, **axes)
+    comparison = replace(comparison, **axes)
     how_to_go_on = f"Finished runs are kept; to go on, give the same command with --out {folder} --resume"
     with explained_interruption(how_to_go_on), Bars() as bars:
-        bars.stage("runs", len(asked.runs()))
-        runs = sweep(asked, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note))
+        bars.stage("runs", len(comparison.runs()))
+        runs = sweep(
+            comparison, folder, processes=processes, on_progress=lambda done, _, note: bars.advance(done, note)
+        )
     summaries = summarise(runs, target)
     title = f"{len(runs)} runs; each arm, and uniform, at its own best learning rate; 95 % intervals"
     console.print(_table(at_best_rates(runs, target), title))
-    found = {"config": config_of(asked), "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
-    write_text(folder / "compare.json", json.dumps(found) + "\n")
+    results = {"config": config, "target": target, "summaries": [asdict(s) for s in summaries], "runs": runs}
+    write_text(folder / "compare.json", json.dumps(results) + "\n")
     say(f"written: {folder / 'compare.json'}\nreport: {write_report(folder)}")
 
 
 def _in_words(axes: dict[str, list[Any]]) -> str:
     names = {"arms": "methods", "learning_rates": "learning rates"}
-    told = [f"{names.get(axis, axis)} ({', '.join(map(str, values))})" for axis, values in axes.items() if values]
-    return " and ".join(told)
+    phrases = [f"{names.get(axis, axis)} ({', '.join(map(str, values))})" for axis, values in axes.items() if values]
+    return " and ".join(phrases)
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.cli.models import load_policy
-from tokencredit.cli.outputs import check_file, claim_file, explained_interruption, real_path
+from tokencredit.cli.models import load_policy, model_version
+from tokencredit.cli.outputs import MODEL_VERSION, check_file, claim_file, explained_interruption, real_path
 from tokencredit.cli.partial import Partial
 from tokencredit.cli.terminal import (
     Bars,
@@ -31,6 +32,9 @@ from tokencredit.files import write_text
 
 if TYPE_CHECKING:
     from tokencredit.evaluation import Estimate, EvaluationReport, Scored
+
+_FLOAT32 = 4
+"""Bytes of a number."""
 
 
 def evaluate(
@@ -117,7 +121,7 @@ def evaluate(
             limit=limit,
         )
         if model is None:
-            results = _gold(problems, scorer)
+            _write_results(out, data, reward, _gold(problems, scorer))
         else:
             rewards.check(scorer, problems[:])
             sampling = {
@@ -127,27 +131,46 @@ def evaluate(
                 "max_new_tokens": max_new_tokens,
                 "seed": seed,
             }
-            decisive = {"model": model, "reward": reward, "instruction": instructed.text, "chat": chat, **sampling}
+            decisive = {"tokencredit": version("tokencredit"), "model": model, "reward": reward}
+            decisive |= {"instruction": instructed.text, "chat": chat, **sampling}
             kept = _kept(out, completions, decisive, problems)
             if kept is not None:
                 replace = kept.check(overwrite=overwrite, resume=resume)
                 _check_outputs(data, out, completions, replace=replace)
             say(f"{data}: {len(problems)} problems, reward {reward}, 95 % intervals")
             say(instructed.sentence(len(problems), '--instruction ""'))
-            report = _evaluate(
-                model, problems, scorer, {**sampling, "batch_size": batch_size}, completions, kept, overwrite, resume
-            )
+            loaded = load_policy(model)
+            if kept is not None:
+                kept.add_settings(_of_the_loaded(model, loaded[0], batch_size), resume=resume)
+            with _explained(kept, overwrite):
+                settings = {**sampling, "batch_size": batch_size}
+                report, scored = _evaluate(loaded, problems, scorer, settings, kept, overwrite, resume)
+                if kept is not None:
+                    kept.release_outputs()
+                if completions is not None:
+                    _write_completions(completions, scored, problems)
+                results = {"model": model, "instruction": instructed.text, "instructed": instructed.added}
+                results |= report.as_json()
+                _write_results(out, data, reward, results)
+            if kept is not None:
+                kept.remove()
             console.print(_table(report))
             asked_for = bool(instructed.text) or all(map(asks_itself, problems["prompt"]))
             _note_unanswered(report, reward, asked_for)
-            results = {"model": model, "instruction": instructed.text, "instructed": instructed.added}
-            results |= report.as_json()
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps({"data": data, "reward_name": reward, **results}, indent=2) + "\n")
-        say(f"written: {out}")
-    if model is not None and kept is not None:
-        kept.remove()
+
+
+def _write_results(out: Path | None, data: str, reward: str, results: dict[str, Any]) -> None:
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, json.dumps({"data": data, "reward_name": reward, **results}, indent=2) + "\n")
+    say(f"written: {out}")
+
+
+def _of_the_loaded(name: str, policy: Any, batch_size: int) -> dict[str, Any]:
+    """In lower precision than float32, completions depend on which others they are padded with: on `batch_size`."""
+    exact = next(policy.parameters()).dtype.itemsize >= _FLOAT32
+    return {MODEL_VERSION: model_version(name, policy), "batch_size": None if exact else batch_size}
 
 
 def _check_what_is_asked(
@@ -181,30 +204,29 @@ def _kept(out: Path | None, completions: Path | None, settings: dict[str, Any], 
     beside = out or completions
     if beside is None:
         return None
-    content = json.dumps([problems["prompt"][:], problems["answer"][:]])
+    # A reward may read any column. What JSON has no form for counts as its text.
+    content = json.dumps({name: problems[name][:] for name in sorted(problems.column_names)}, default=str)
     return Partial(beside, {**settings, "problems": sha256(content.encode()).hexdigest()})
 
 
 def _evaluate(
-    model: str,
+    loaded: tuple[Any, Any],
     problems: Any,
     reward: Any,
     settings: dict[str, Any],
-    completions: Path | None,
     kept: Partial | None,
     overwrite: bool,
     resume: bool,
-) -> EvaluationReport:
-    """Evaluate under a bar, keeping each completion as it comes, and write at the end which of them are correct."""
+) -> tuple[EvaluationReport, list[Scored]]:
+    """Evaluate a model and its tokenizer under a bar, keeping each completion as it comes."""
     from tokencredit.evaluation import evaluate as run
 
     scored: list[Scored] = []
-    policy, tokenizer = load_policy(model)
     if kept is not None and resume:
         scored += kept.completions(settings["samples"])
     elif kept is not None:
         kept.remove()  # of a run that is to be replaced
-    with _explained(kept, overwrite), Bars() as bars:
+    with Bars() as bars:
         bars.stage("evaluate", len(problems))
 
         def progress(done: int, new: Sequence[Scored]) -> None:
@@ -213,10 +235,8 @@ def _evaluate(
                 kept.add(new, overwrite=overwrite)
             scored.extend(new)
 
-        report = run(policy, tokenizer, problems, reward, done=tuple(scored), on_progress=progress, **settings)
-    if completions is not None:
-        _write_completions(completions, scored, problems)
-    return report
+        report = run(*loaded, problems, reward, done=tuple(scored), on_progress=progress, **settings)
+    return report, scored
 
 
 @contextmanager

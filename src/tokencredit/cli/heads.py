@@ -135,11 +135,11 @@ def heads(
             say(f"note: {note}")
         if labels == ABLATION:
             usable = for_ablation(read, limit, least)
-            found = label_by_ablation(policy, usable, threshold, batch_size)
+            labelled = label_by_ablation(policy, usable, threshold, batch_size)
         else:
-            found = read.labelled(traces)
-        found = _enough(found, least, limit)
-        pairs = _order(policy, found, batch_size)
+            labelled = read.labelled(traces)
+        labelled = _enough(labelled, least, limit)
+        pairs = _order(policy, labelled, batch_size)
         kept = [pairs.with_interval(rank) for rank in pairs.ranks()[:top]]
         held_out = pairs.held_out(top, seed)
         print_ranking(pairs, kept, held_out)
@@ -147,9 +147,9 @@ def heads(
             source = f"{_described(labels, threshold, read, spans)} of {traces or task}"
             _write(out, policy, pairs, kept, held_out, source)
         if other is not None:
-            print_stability(head_stability(policy, other, found.rollouts, batch_size=batch_size), kept)
+            print_stability(head_stability(policy, other, labelled.rollouts, batch_size=batch_size), kept)
         if rhythm:
-            print_rhythm(policy, tokenizer, found.rollouts, seed, batch_size)
+            print_rhythm(policy, tokenizer, labelled.rollouts, seed, batch_size)
         if out is not None:
             _say_next(out, read, spans)
 
@@ -206,43 +206,43 @@ def _testbed(
         from tokencredit.testbed.tasks import task as find_task
         from tokencredit.testbed.warmup import recipe_for, warmed_up_policy
 
-    chosen, tokenizer = find_task(task, level=level), build_tokenizer()
+    problem_task, tokenizer = find_task(task, level=level), build_tokenizer()
     recipe = recipe_for(task, seed=seed, steps=warmup_steps)
-    policy: Any = warmed_up_policy(chosen, recipe)[0] if model is None else load_model(model)
+    policy: Any = warmed_up_policy(problem_task, recipe)[0] if model is None else load_model(model)
     if policy.config.vocab_size != len(tokenizer):
         raise ValueError(f"{model} is not a policy of the testbed: give its completions, --traces FILE")
-    problems = generate_problems(chosen, completions, held_out=True, seed=seed)
-    found = labelled_completions(policy, tokenizer, chosen, problems, seed=seed)
+    problems = generate_problems(problem_task, completions, held_out=True, seed=seed)
+    labelled = labelled_completions(policy, tokenizer, problem_task, problems, seed=seed)
     # Wrong completions have lost their answer, so they count as completions without one.
-    return policy, tokenizer, Traces(found.rollouts, True, found, [None] * len(found.rollouts), [])
+    return policy, tokenizer, Traces(labelled.rollouts, True, labelled, [None] * len(labelled.rollouts), [])
 
 
-def _enough(found: Labelled, least: Least, limit: int | None) -> Labelled:
+def _enough(labelled: Labelled, least: Least, limit: int | None) -> Labelled:
     """The completions to rank heads on; raises a ValueError where there are too few."""
 
     from tokencredit.head_ranking import count_pairs
     from tokencredit.notices import unranked
 
-    counts = count_pairs(*found)
+    counts = count_pairs(*labelled)
     least.check(counts, "The labels give", _MORE)
-    for sentence in unranked(*found):
+    for sentence in unranked(*labelled):
         say(f"note: {sentence}")
     rows = counts.nonzero().flatten()
     if limit is None or len(rows) <= limit:
-        return found
+        return labelled
     say(f"note: {limit} of them are used (--limit)")
     rows = rows[:limit]
     least.check(counts[rows], f"With --limit {limit}, the labels give", _MORE)
-    on_device = rows.to(found.rollouts.completion_ids.device)
-    return type(found)(found.rollouts.rows(on_device), found.essential[rows], found.mask[rows])
+    on_device = rows.to(labelled.rollouts.completion_ids.device)
+    return type(labelled)(labelled.rollouts.rows(on_device), labelled.essential[rows], labelled.mask[rows])
 
 
-def _order(policy: Any, found: Labelled, batch_size: int) -> StepPairs:
+def _order(policy: Any, labelled: Labelled, batch_size: int) -> StepPairs:
     from tokencredit.head_ranking import count_pairs, order_steps
 
     with Bars() as bars:
-        bars.stage("ranking", int((count_pairs(*found) > 0).sum()))
-        return order_steps(policy, *found, batch_size=batch_size, on_progress=lambda done, _: bars.advance(done))
+        bars.stage("ranking", int((count_pairs(*labelled) > 0).sum()))
+        return order_steps(policy, *labelled, batch_size=batch_size, on_progress=lambda done, _: bars.advance(done))
 
 
 def _described(labels: str, threshold: float, read: Traces, spans: Mapping[str, str]) -> str:

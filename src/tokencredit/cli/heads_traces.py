@@ -100,24 +100,24 @@ def read_traces(
     from tokencredit.steps import span_notices
 
     spans = {"end_of_reasoning": end_of_reasoning, "answer": answer}
-    found = load_completions(
+    completions = load_completions(
         path, tokenizer, splitter, **spans, chat=chat, context=context_of(policy.config), long_traces=long_traces
     )
-    has_steps = "essential" in found.labels[0]
-    notes = found.long.notes + ([] if has_steps else span_notices(found.rollouts, splitter, **spans))
-    exact = _exact(found) if has_steps else None
-    correct = [label["correct"] for label in found.labels]
+    has_steps = "essential" in completions.labels[0]
+    notes = completions.long.notes + ([] if has_steps else span_notices(completions.rollouts, splitter, **spans))
+    exact = _exact(completions) if has_steps else None
+    correct = [label["correct"] for label in completions.labels]
     if needs_correct:
-        correct = _known_correct(found.labels, correct_threshold)
-    return Traces(found.rollouts, has_steps, exact, correct, notes)
+        correct = _known_correct(completions.labels, correct_threshold)
+    return Traces(completions.rollouts, has_steps, exact, correct, notes)
 
 
-def _exact(found: Completions) -> Labelled:
+def _exact(completions: Completions) -> Labelled:
     from tokencredit.labelled import Labelled, padded_right
 
-    labels = [label["essential"] for label in found.labels]
+    labels = [label["essential"] for label in completions.labels]
     return Labelled(
-        found.rollouts,
+        completions.rollouts,
         padded_right([[label is True for label in row] for row in labels], False),
         padded_right([[label is not None for label in row] for row in labels], False),
     )
@@ -131,16 +131,16 @@ def _known_correct(labels: Sequence[dict[str, Any]], threshold: float | None) ->
     """
     from tokencredit.rewards.base import known_correct
 
-    asked = [i for i, label in enumerate(labels) if label["correct"] is None and label["reward"] is not None]
-    rewards = [labels[i]["reward"] for i in asked]
+    rewarded = [i for i, label in enumerate(labels) if label["correct"] is None and label["reward"] is not None]
+    rewards = [labels[i]["reward"] for i in rewarded]
     by_reward = known_correct(rewards) if threshold is None else [reward >= threshold for reward in rewards]
     if None in by_reward:
         raise ValueError(
-            f"{len(asked)} of {len(labels)} completions have a reward but do not say whether they are correct, and not "
-            "all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct)"
+            f"{len(rewarded)} of {len(labels)} completions have a reward but do not say whether they are correct, and "
+            "not all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct)"
         )
     correct = [label["correct"] for label in labels]
-    for i, value in zip(asked, by_reward, strict=True):
+    for i, value in zip(rewarded, by_reward, strict=True):
         correct[i] = value
     return correct
 

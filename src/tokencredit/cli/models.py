@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _FILES = frozenset(
 """Endings of files. A hub name may hold a dot as well, as in Qwen2.5-0.5B, but does not end in one of these."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _NAMED = 5
+_WEIGHTS = ("*.safetensors", "*.bin", "adapter_*")
+"""Files of weights, and an adapter's config, which scales them."""
 
 
 def load_policy(name: str) -> tuple[Any, Any]:
@@ -73,6 +76,55 @@ def load_model(name: str) -> Any:
         why = "" if Path(name).parent.is_dir() and "/" in name else f": {error}"
         raise ValueError(f"{_no_folder(name)}, and the hub gave no model of that name either{why}") from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def model_version(name: str, model: Any) -> str:
+    """A text that changes when the weights behind `name` do: a run is not continued with other ones.
+
+    For a folder it is a digest of the names, sizes and times of its files of weights, and of those of an adapter's
+    base; for a model of the hub the commit that `model` was loaded from, where transformers knows it.
+    """
+    version = folder_version(name)
+    return version if version is not None else _commit_version(name, model)
+
+
+def folder_version(name: str) -> str | None:
+    """The version of a model whose weights all lie in folders; None if some come from the hub."""
+    records: list[list[Any]] = []
+    seen: set[Path] = set()
+    while True:
+        folder = Path(name)
+        if not folder.is_dir():
+            return None
+        if folder.resolve() in seen:
+            break
+        seen.add(folder.resolve())
+        records += _weights(folder)
+        base = _base_of(folder)
+        if base is None:
+            break
+        name = base
+    return sha256(json.dumps(records).encode()).hexdigest()
+
+
+def _commit_version(name: str, model: Any) -> str:
+    own = _weights(Path(name)) if Path(name).is_dir() else []
+    content = [name, own, getattr(model.config, "_commit_hash", None)]
+    return sha256(json.dumps(content).encode()).hexdigest() if own else str(content[2])
+
+
+def _weights(folder: Path) -> list[list[Any]]:
+    paths = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)]
+
+
+def _base_of(folder: Path) -> str | None:
+    """The base that an adapter's folder names."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) else None
 
 
 def check_model_name(name: str) -> None:

@@ -138,10 +138,10 @@ def _occupied(path: Path) -> bool:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / CONFIG).read_text("utf-8"))
+        settings = json.loads((path / CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _differing(before: Mapping[str, Any], config: Mapping[str, Any], grows: Sequence[str]) -> list[str]:

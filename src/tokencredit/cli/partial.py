@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.cli.outputs import check_file
+from tokencredit.cli.outputs import MODEL_VERSION, check_file
 from tokencredit.files import write_text
 
 if TYPE_CHECKING:
     from tokencredit.evaluation import Scored
+
+LOADED = frozenset((MODEL_VERSION, "batch_size"))
+"""Settings that are known, or matter, only once the model is loaded."""
 
 
 class Partial:
@@ -48,15 +51,33 @@ class Partial:
             raise ValueError("--overwrite and --resume exclude each other")
         if not self.path.exists():
             raise ValueError(f"--resume: there is no unfinished evaluation, which {self.path} would hold")
-        head = self._head()
-        before = head["settings"]
-        names = before.keys() | self._settings.keys()
-        if differing := sorted(name for name in names if before.get(name) != self._settings.get(name)):
+        self._compare()
+        return bool(self._head().get("overwrite"))
+
+    def add_settings(self, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Add the settings that are known once the model is loaded, those in `LOADED`.
+
+        Raises:
+            ValueError: the evaluation is to be resumed and had other ones.
+        """
+        self._settings |= json.loads(json.dumps(dict(settings)))
+        if resume:
+            self._compare()
+
+    def _compare(self) -> None:
+        before = self._head()["settings"]
+        names = (before.keys() | self._settings.keys()) - (LOADED - self._settings.keys())
+        differing = sorted(name for name in names if before.get(name) != self._settings.get(name))
+        if MODEL_VERSION in differing and MODEL_VERSION in before:
+            raise ValueError(
+                f"--resume: the files of the model have changed since the evaluation in {self.path} was begun, and its "
+                "results would mix two models: --overwrite starts anew"
+            )
+        if differing:
             raise ValueError(
                 f"--resume: {self.path} is of an evaluation with other settings ({', '.join(differing)}): give the "
                 "same ones, or choose other files"
             )
-        return bool(head.get("overwrite"))
 
     def completions(self, samples: int) -> list[Scored]:
         """What has been scored: the completions of the first problems, without a problem that is not complete.
@@ -86,6 +107,12 @@ class Partial:
             write_text(self.path, json.dumps({"settings": self._settings, "overwrite": overwrite}) + "\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(one)) + "\n" for one in scored)
+
+    def release_outputs(self) -> None:
+        """Before the first of several files of results is written: what is then there may be replaced on --resume."""
+        _, *lines = self.path.read_text("utf-8").splitlines(keepends=True)
+        head = json.dumps({"settings": self._settings, "overwrite": True}) + "\n"
+        write_text(self.path, "".join([head, *lines]))
 
     def remove(self) -> None:
         """Once the results are written."""

@@ -24,10 +24,10 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     outcomes = [row["correct"] for row in rows]
     counts = {"correct": outcomes.count(True), "wrong": outcomes.count(False), "unknown": outcomes.count(None)}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    title = f"{len(rows):,} completions, {sum(len(row['tokens']) for row in rows):,} tokens: {told}"
+    outcome_counts = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    title = f"{len(rows):,} completions, {sum(len(row['tokens']) for row in rows):,} tokens: {outcome_counts}"
     regions = [dict(_regions(row)) for row in rows]
-    shown = [name for name in REGIONS if any(name in found for found in regions)]
+    shown = [name for name in REGIONS if any(name in places for places in regions)]
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     # A name may be folded, a number never: one that is cut off is another number.
     table.add_column("method", overflow="fold")
@@ -59,7 +59,7 @@ def region_credit(
     the region and any credit.
     """
     values = []
-    for row, positions in zip(rows, (found.get(region) for found in regions), strict=True):
+    for row, positions in zip(rows, (places.get(region) for places in regions), strict=True):
         credit = row["credit"][method]
         sizes = credit["weights"] or [abs(advantage) for advantage in credit["advantages"]]
         if positions and (mean := fmean(sizes)) > 0:

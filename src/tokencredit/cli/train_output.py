@@ -102,10 +102,10 @@ def check_output(folder: Path, *, overwrite: bool, checkpoint: str | None, read:
 
 def _content(folder: Path) -> str:
     """What the folder holds of a run, in words; empty where it holds nothing of one."""
-    found = [f"a run with checkpoints up to {path.name}" for path in checkpoints(folder)[-1:]]
+    content = [f"a run with checkpoints up to {path.name}" for path in checkpoints(folder)[-1:]]
     if _saved(folder):
-        found.append("a saved model")
-    return " and ".join(found)
+        content.append("a saved model")
+    return " and ".join(content)
 
 
 def _saved(folder: Path) -> list[Path]:

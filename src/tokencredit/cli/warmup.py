@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tokencredit.cli.outputs import Overwrite, Resume, check_claim, check_folder, claim_folder, explained_interruption
+from tokencredit.cli.outputs import (
+    MODEL_VERSION,
+    Overwrite,
+    Resume,
+    check_claim,
+    check_folder,
+    claim_folder,
+    explained_interruption,
+    real_path,
+)
 from tokencredit.cli.terminal import Bars, needed_packages, offline, quiet_libraries, say, user_errors
 from tokencredit.files import replacing_directory
 
@@ -23,6 +32,13 @@ _CHECKPOINT = "checkpoint.pt"
 _REPLACES = "replaces"
 """An empty file: the run was started with --overwrite, so that it may replace a model when it is resumed, too."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_SAVED = (
+    *_WEIGHTS,
+    *("*.safetensors.index.json", "pytorch_model*.bin.index.json", "config.json", "generation_config.json"),
+    *("*tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates"),
+    *("vocab*", "merges.txt", "*.model"),
+)
+"""What the folder of a saved model may hold: the whole folder is replaced, so that anything else would be lost."""
 
 
 def warmup(
@@ -54,7 +70,7 @@ def warmup(
     with needed_packages("trl"):
         import peft  # noqa: F401 - named here, before anything is loaded
 
-        from tokencredit.cli.models import load_policy
+        from tokencredit.cli.models import load_policy, model_version
         from tokencredit.paths import existing_file
         from tokencredit.supervised import Supervision, fine_tune, load_lessons
     quiet_libraries()
@@ -63,12 +79,15 @@ def warmup(
         settings = {"command": "warmup", "model": model, "data": str(data), "chat": chat, "lora_rank": lora_rank}
         settings |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         settings |= {"bf16": bf16}
+        _check_place(out)
         unfinished = out.with_name(f"{out.name}.unfinished")
         replace = overwrite or (resume and (unfinished / _REPLACES).exists())
-        _check_model_folder(out, model, replace=replace)
+        _check_inputs((out, unfinished), (model, data))
+        _check_model_folder(out, replace=replace)
         check_claim(unfinished, settings, overwrite=overwrite, resume=resume)
         existing_file(data)
         policy, tokenizer = load_policy(model)
+        settings[MODEL_VERSION] = model_version(model, policy)
         lessons = load_lessons(data, tokenizer, chat=chat)
         claim_folder(unfinished, settings, overwrite=overwrite, resume=resume)
         if overwrite:
@@ -83,9 +102,31 @@ def warmup(
     say(f"saved: {out}")
 
 
-def _check_model_folder(out: Path, model: str, *, replace: bool) -> None:
-    """Raise a ValueError where the model cannot be saved in `out`, or what is there may not be replaced."""
+def _check_place(out: Path) -> None:
+    """Raise a ValueError where no complete folder could be put in the place of `out` at the end."""
     check_folder(out)
+    if out.name in ("", ".."):
+        raise ValueError(f"--out {out} cannot be replaced by the new model's folder: name a folder, such as model")
+    if out.is_symlink() or out.is_mount():
+        kind = "a link" if out.is_symlink() else "a place where a file system is mounted"
+        raise ValueError(
+            f"--out {out} is {kind}, which cannot be replaced by the new model's folder: choose a folder in it, "
+            f"such as {out / 'model'}"
+        )
+    check_folder(out.parent)
+
+
+def _check_inputs(written: Sequence[Path], read: Sequence[str | Path]) -> None:
+    """Raise a ValueError where a file or folder that is read lies in one that is replaced or removed at the end."""
+    for folder in written:
+        for source in read:
+            place = real_path(source)
+            if place.exists() and place.is_relative_to(real_path(folder)):
+                raise ValueError(f"{source} lies in {folder}, which this run would replace: choose another --out")
+
+
+def _check_model_folder(out: Path, *, replace: bool) -> None:
+    """Raise a ValueError where what is in `out` may not be replaced."""
     if not out.exists() or not any(out.iterdir()):
         return
     if not replace:
@@ -94,8 +135,12 @@ def _check_model_folder(out: Path, model: str, *, replace: bool) -> None:
         raise ValueError(
             f"--overwrite: {out} holds no model, which is all that a warm-up replaces: choose another --out"
         )
-    if Path(model).exists() and out.resolve() in (Path(model).resolve(), *Path(model).resolve().parents):
-        raise ValueError(f"{out} holds the model that is to be trained: choose another --out")
+    others = sorted(path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in _SAVED))
+    if others:
+        raise ValueError(
+            f"--overwrite: {out} holds more than a saved model ({', '.join(others[:5])}), which would be lost: choose "
+            "another --out"
+        )
 
 
 @contextmanager
