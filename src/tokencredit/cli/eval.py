@@ -124,14 +124,14 @@ def evaluate(
             _write_results(out, data, reward, _gold(problems, scorer))
         else:
             rewards.check(scorer, problems[:])
-            sampling = {
+            sampling: dict[str, Any] = {
                 "samples": samples,
                 "temperature": temperature,
                 "top_p": top_p,
                 "max_new_tokens": max_new_tokens,
                 "seed": seed,
             }
-            decisive = {"tokencredit": version("tokencredit"), "model": model, "reward": reward}
+            decisive: dict[str, Any] = {"tokencredit": version("tokencredit"), "model": model, "reward": reward}
             decisive |= {"instruction": instructed.text, "chat": chat, **sampling}
             kept = _kept(out, completions, decisive, problems)
             if kept is not None:
