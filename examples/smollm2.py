@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2"), help="the folder of the run")
     parser.add_argument("--model", type=Path, help="the folder of another model")
     parser.add_argument("--warmup-steps", type=int, default=60, help="updates of the warm-up")
-    parser.add_argument("--steps", type=int, default=20, help="updates of reinforcement learning")
+    parser.add_argument("--steps", type=int, default=30, help="updates of reinforcement learning")
     parser.add_argument("--held-out", type=int, default=128, help="problems that accuracy is measured on")
     arguments = parser.parse_args(words)
     try:
