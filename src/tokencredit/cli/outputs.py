@@ -81,7 +81,7 @@ def check_claim(
             f"{path} does not hold a run of `tokencredit {config['command']}` (its {CONFIG} would say so): "
             "choose another --out"
         )
-    if overwrite and (inside := [source for source in inputs if source is not None and _is_inside(source, path)]):
+    if overwrite and (inside := [source for source in inputs if source is not None and is_inside(source, path)]):
         raise ValueError(f"--overwrite would remove {inside[0]}, which this run reads: choose another --out")
     if resume and MODEL_VERSION in (differing := _differing(before, config, grows)) and MODEL_VERSION in before:
         raise ValueError(
@@ -170,7 +170,8 @@ def _grown(before: list[Any], more: list[Any]) -> list[Any]:
     return [*before, *(value for value in more if value not in before)]
 
 
-def _is_inside(source: str | Path, folder: Path) -> bool:
+def is_inside(source: str | Path, folder: Path) -> bool:
+    """There is a file or folder of this name, and it lies in `folder`."""
     place = real_path(source)
     return os.path.exists(place) and place.is_relative_to(real_path(folder))
 

@@ -23,7 +23,7 @@ from tokencredit.cli.outputs import (
     check_folder,
     claim_folder,
     explained_interruption,
-    real_path,
+    is_inside,
 )
 from tokencredit.cli.terminal import Bars, needed_packages, offline, quiet_libraries, say, user_errors
 from tokencredit.files import replacing_directory
@@ -120,8 +120,7 @@ def _check_inputs(written: Sequence[Path], read: Sequence[str | Path]) -> None:
     """Raise a ValueError where a file or folder that is read lies in one that is replaced or removed at the end."""
     for folder in written:
         for source in read:
-            place = real_path(source)
-            if place.exists() and place.is_relative_to(real_path(folder)):
+            if is_inside(source, folder):
                 raise ValueError(f"{source} lies in {folder}, which this run would replace: choose another --out")
 
 
