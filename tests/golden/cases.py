@@ -117,7 +117,7 @@ MADE_OF_IT = [
     *with_each("entropy_selection", {"q": [0.5]})[1:],
     *with_each("entropy_reduction", {"eps": [0.1]})[1:],
     *with_each("surprisal", {"eps": [0.1]})[1:],
-    *with_each("atpo", {"layers": [3], "temperature": [0.5], "floor": [0.0]})[1:],
+    *with_each("atpo", {"temperature": [0.5], "floor": [0.0]})[1:],
     *with_each(
         "rhythm",
         {
@@ -138,6 +138,9 @@ MADE_OF_IT = [
     )[1:],
     *(Case("attnpo", {**ATTNPO, "delay": delay}, {"step": 100}) for delay in (1000, 10)),
 ]
+
+# Some of the architectures have fewer layers with full attention.
+OF_THREE_LAYERS = Case("atpo", {"layers": 3})
 
 # These read a reward model and not the policy.
 OF_A_REWARD_MODEL = [
@@ -190,7 +193,7 @@ def cases_of(model: str, *, everything: bool = False) -> list[Case]:
     cases = [*READ_FROM_A_MODEL, *ROUTES]
     if everything or model == "Qwen3":
         cases += MADE_OF_IT
-    return cases + OF_A_REWARD_MODEL if model == "Qwen3" else cases
+    return [*cases, OF_THREE_LAYERS, *OF_A_REWARD_MODEL] if model == "Qwen3" else cases
 
 
 LENGTHS, PROMPTS, ANSWERS = (24, 17, 21, 13), (6, 4, 5, 3), (18, 11, 15, -1)

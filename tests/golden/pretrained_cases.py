@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from cases import MADE_OF_IT, OF_AN_ADAPTER, READ_FROM_A_MODEL, ROUTES, Case, fields_of
+from cases import MADE_OF_IT, OF_AN_ADAPTER, OF_THREE_LAYERS, READ_FROM_A_MODEL, ROUTES, Case, fields_of
 from peft import LoraConfig, get_peft_model
 from tiny_models import fill
 from torch import Tensor
@@ -40,7 +40,7 @@ def recorded(folder: str | None, dtype: torch.dtype) -> Iterator[tuple[str, Tens
     direction = 5 * embeddings.weight[1000].detach()
     reward = tc.RewardModel(lambda embedded: (embedded @ direction).tanh().sum(1), embeddings=embeddings)
     batch = rollouts_of(tokenizer)
-    cases = [*READ_FROM_A_MODEL, *ROUTES, *MADE_OF_IT, *OF_AN_ADAPTER, *ESTIMATORS]
+    cases = [*READ_FROM_A_MODEL, *ROUTES, *MADE_OF_IT, OF_THREE_LAYERS, *OF_AN_ADAPTER, *ESTIMATORS]
     for case in (case for case in cases if not case.reference):
         given = {"reward_model": reward} if case.reward else {}
         for name, value in fields_of(case, policy, batch, **given).items():
