@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -29,6 +30,9 @@ from transformers import (
 )
 
 import tokencredit as tc
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so do the commands that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing is timed: a busy machine must not fail a test.
 settings.register_profile("untimed", deadline=None)

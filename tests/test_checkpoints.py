@@ -39,11 +39,13 @@ def folder(tmp_path):
 
 
 def test_a_reward_model_without_its_head_is_refused(tmp_path):
-    """A causal LM, say, whose reward would be drawn anew at every load."""
+    """A classifier that was saved without it, whose reward would be drawn anew at every load."""
     tiny_policy().save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 1}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"num_labels": 1, "architectures": ["Qwen3ForSequenceClassification"]})
+    )
     with pytest.raises(ValueError, match=r"lacks 1 weights of a Qwen3ForSequenceClassification.* score\.weight"):
         tc.RewardModel.from_pretrained(str(tmp_path), build_tokenizer())
     tiny_reward_model().save_pretrained(tmp_path)

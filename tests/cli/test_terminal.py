@@ -76,7 +76,12 @@ def test_paths_and_names_are_printed_as_they_are():
             bars.advance(10, STRANGE)
             bars.message(STRANGE)
 
-    assert printed(run).output.splitlines() == [f"written: {STRANGE}", f"{STRANGE}: 10/10 {STRANGE}", STRANGE]
+    assert printed(run).output.splitlines() == [
+        f"written: {STRANGE}",
+        f"{STRANGE}: 0/10",
+        f"{STRANGE}: 10/10 {STRANGE}",
+        STRANGE,
+    ]
 
 
 def test_bars_fold_names_and_cut_no_number_off(monkeypatch):
