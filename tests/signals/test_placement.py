@@ -94,7 +94,7 @@ def test_heads_spread_over_processes_are_refused(tmp_path):
     tiny_policy(num_hidden_layers=2).save_pretrained(tmp_path)
     script = Path(__file__).with_name("run_tensor_parallel.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert run([*launch, str(script), str(tmp_path)]).split("\n").count("done") == 2
+    assert run([*launch, str(script), str(tmp_path)]).count("done") == 2  # lines of two processes may mix
 
 
 def test_layers_with_heads_of_their_own_number_are_no_tensor_parallelism():
