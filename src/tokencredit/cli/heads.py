@@ -57,17 +57,9 @@ def heads(
     threshold: Annotated[
         float, typer.Option(help="Ablation: nats that the answer's log-prob loses without an essential step.")
     ] = 1.0,
-    splitter: Annotated[str, typer.Option(help="Steps of plain text: phrases, sentence, newline, paragraph.")] = (
-        "phrases"
-    ),
-    end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
-    answer: Annotated[
-        str,
-        typer.Option(
-            help="Where the answer of plain text starts: auto (behind --end-of-reasoning, or else at the last "
-            "\\boxed{), end_of_reasoning, or the last match of a regular expression."
-        ),
-    ] = "auto",
+    splitter: trace_options.Splitter = "phrases",
+    end_of_reasoning: trace_options.EndOfReasoning = "</think>",
+    answer: trace_options.Answer = "auto",
     chat: trace_options.Chat = False,
     long_traces: trace_options.LongTraces = "refuse",
     correct_threshold: Annotated[

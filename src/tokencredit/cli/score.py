@@ -16,7 +16,7 @@ from tokencredit.cli.outcomes import check_outcome, known_outcomes, outcome_adva
 from tokencredit.cli.outputs import Overwrite, check_claim, claim_folder, explained_interruption
 from tokencredit.cli.score_tables import summary_table, trace_table
 from tokencredit.cli.terminal import Bars, console, offline_if_local, quiet_libraries, say, user_errors
-from tokencredit.cli.trace_options import Chat, LongTraces
+from tokencredit.cli.trace_options import Answer, Chat, EndOfReasoning, LongTraces, Splitter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,17 +49,9 @@ def score(
             show_default="rewards of 0 and 1 only",
         ),
     ] = None,
-    splitter: Annotated[
-        str, typer.Option(help="Steps of plain text: phrases, sentence, newline, paragraph.")
-    ] = "phrases",
-    end_of_reasoning: Annotated[str, typer.Option(help="What stands before the answer.")] = "</think>",
-    answer: Annotated[
-        str,
-        typer.Option(
-            help="Where the answer of plain text starts: auto (behind --end-of-reasoning, or else at the last "
-            "\\boxed{), end_of_reasoning, or the last match of a regular expression."
-        ),
-    ] = "auto",
+    splitter: Splitter = "phrases",
+    end_of_reasoning: EndOfReasoning = "</think>",
+    answer: Answer = "auto",
     chat: Chat = False,
     long_traces: LongTraces = "refuse",
     reward_model: Annotated[
@@ -82,7 +74,7 @@ def score(
 ) -> None:
     """Assign credit to completions of any model, and write it down and as a page, token by token.
 
-    Prints a row a method: how concentrated its credit is, and what the answer and labelled steps get of it.
+    Prints one row per method: how concentrated its credit is, and what the answer and labelled steps get of it.
     """
     offline_if_local(model, reward_model)
     from tokencredit.assignment import assignable

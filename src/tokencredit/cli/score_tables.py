@@ -1,4 +1,4 @@
-"""What `tokencredit score` prints: a row a method, and one trace token by token."""
+"""What `tokencredit score` prints: one row per method, and one trace token by token."""
 
 from __future__ import annotations
 

@@ -17,3 +17,12 @@ LongTraces = Annotated[
 Chat = Annotated[
     bool, typer.Option("--chat", help="Make text prompts a user's message, for models with a chat template.")
 ]
+Splitter = Annotated[str, typer.Option(help="Steps of plain text: phrases, sentence, newline, paragraph.")]
+EndOfReasoning = Annotated[str, typer.Option(help="What stands before the answer.")]
+Answer = Annotated[
+    str,
+    typer.Option(
+        help="Where the answer of plain text starts: auto (behind --end-of-reasoning, or else at the last "
+        "\\boxed{), end_of_reasoning, or the last match of a regular expression."
+    ),
+]
