@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokencredit.cli.outcomes import correct_by_reward
 from tokencredit.cli.terminal import Bars, say
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def read_traces(
     exact = _exact(completions) if has_steps else None
     correct = [label["correct"] for label in completions.labels]
     if needs_correct:
-        correct = _known_correct(completions.labels, correct_threshold)
+        by_reward = correct_by_reward(completions.labels, correct_threshold, "completions")
+        correct = [by_reward.get(i, value) for i, value in enumerate(correct)]
     return Traces(completions.rollouts, has_steps, exact, correct, notes)
 
 
@@ -121,28 +122,6 @@ def _exact(completions: Completions) -> Labelled:
         padded_right([[label is True for label in row] for row in labels], False),
         padded_right([[label is not None for label in row] for row in labels], False),
     )
-
-
-def _known_correct(labels: Sequence[dict[str, Any]], threshold: float | None) -> list[bool | None]:
-    """A completion's own `correct`, else what its reward tells: 1 is correct and 0 is wrong, or by the threshold.
-
-    Raises:
-        ValueError: rewards are others than 0 and 1, and there is no threshold.
-    """
-    from tokencredit.rewards.base import known_correct
-
-    rewarded = [i for i, label in enumerate(labels) if label["correct"] is None and label["reward"] is not None]
-    rewards = [labels[i]["reward"] for i in rewarded]
-    by_reward = known_correct(rewards) if threshold is None else [reward >= threshold for reward in rewards]
-    if None in by_reward:
-        raise ValueError(
-            f"{len(rewarded)} of {len(labels)} completions have a reward but do not say whether they are correct, and "
-            "not all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct)"
-        )
-    correct = [label["correct"] for label in labels]
-    for i, value in zip(rewarded, by_reward, strict=True):
-        correct[i] = value
-    return correct
 
 
 def for_ablation(read: Traces, limit: int | None, least: Least) -> Rollouts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,27 +41,43 @@ def known_outcomes(completions: Completions, threshold: float | None) -> tuple[C
     """
     import torch
 
-    labels = completions.labels
-    rewarded = [i for i, label in enumerate(labels) if label["correct"] is None and label["reward"] is not None]
-    rewards = [labels[i]["reward"] for i in rewarded]
-    told = known_correct(rewards) if threshold is None else [reward >= threshold for reward in rewards]
-    if None in told:
-        raise ValueError(
-            f"{len(rewarded)} of {len(labels)} traces have a reward but do not say whether they are correct, and not "
-            "all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct), or "
-            f"--outcome {', '.join(_OF_REWARDS)} (advantages from the rewards themselves)"
-        )
-    filled: list[dict[str, Any]] = [dict(label) for label in labels]
-    for i, correct in zip(rewarded, told, strict=True):
-        filled[i]["correct"] = correct
+    otherwise = f", or --outcome {', '.join(_OF_REWARDS)} (advantages from the rewards themselves)"
+    by_reward = correct_by_reward(completions.labels, threshold, "traces", otherwise)
+    filled: list[dict[str, Any]] = [dict(label) for label in completions.labels]
+    for i, value in by_reward.items():
+        filled[i]["correct"] = value
     correct = [label["correct"] for label in filled]
     rollouts = completions.rollouts
     if None not in correct:
         rollouts = replace(rollouts, correct=torch.tensor(correct, device=rollouts.completion_ids.device))
-    return completions._replace(rollouts=rollouts, labels=filled), _notes(told, threshold, correct)
+    return completions._replace(rollouts=rollouts, labels=filled), _notes([*by_reward.values()], threshold, correct)
 
 
-def _notes(told: list[bool | None], threshold: float | None, correct: list[bool | None]) -> list[str]:
+def correct_by_reward(
+    labels: Sequence[dict[str, Any]], threshold: float | None, what: str, otherwise: str = ""
+) -> dict[int, bool]:
+    """The number of a completion that has a reward but no `correct` -> whether its reward makes it correct.
+
+    Args:
+        threshold: the reward from which on it does; None: 1 is correct and 0 is wrong.
+        what: what an error calls the completions. otherwise: what else it advises.
+
+    Raises:
+        ValueError: the rewards are others than 0 and 1, and there is no threshold.
+    """
+    rewards = {i: x["reward"] for i, x in enumerate(labels) if x["correct"] is None and x["reward"] is not None}
+    by_reward = known_correct([*rewards.values()]) if threshold is None else [r >= threshold for r in rewards.values()]
+    known = {i: value for i, value in zip(rewards, by_reward, strict=True) if value is not None}
+    if len(known) < len(rewards):
+        raise ValueError(
+            f"{len(rewards)} of {len(labels)} {what} have a reward but do not say whether they are correct, and not "
+            "all of these rewards are 0 or 1: give --correct-threshold X (a reward of X or more is correct)"
+            f"{otherwise}"
+        )
+    return known
+
+
+def _notes(told: list[bool], threshold: float | None, correct: list[bool | None]) -> list[str]:
     notes = []
     total, unknown = len(correct), correct.count(None)
     if told:
